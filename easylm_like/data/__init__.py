@@ -1,0 +1,1 @@
+"""Level 0: conversations, templates, tokenizers, packing and loading. Nothing here imports the model."""

@@ -1,0 +1,89 @@
+"""Conversation -> token ids with a loss weight each, and the reason for every weight.
+
+The rendered text is tokenised once, as a whole: exactly what a server does with the exported chat template. Each
+token belongs to the span its first character lies in; a token that would straddle a trained and an untrained span, a
+terminator that is not the single EOS id and a missing BOS are errors that name the conversation.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from easylm_like.data.conversation import Conversation, Quality
+from easylm_like.data.template import RenderError, Span, Template, Why
+from easylm_like.data.tokenizer import Tokenizer
+
+BATCH = 256  # conversations given to the tokenizer's threads at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenised conversation: ids int32 [T], weights uint8 [T] (1 = trained), span_of int32 [T] into `spans`."""
+
+    conversation: Conversation
+    spans: tuple[Span, ...]
+    ids: np.ndarray
+    weights: np.ndarray
+    span_of: np.ndarray
+
+    def bad(self) -> np.ndarray:
+        """Return bool [T]: the token belongs to an answer that is marked bad."""
+        return np.array([span.quality == Quality.BAD for span in self.spans], bool)[self.span_of]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A conversation that cannot be trained on: `reason` is the word it is counted under, `detail` the sentence."""
+
+    conversation: Conversation
+    reason: str
+    detail: str
+
+
+def encode(conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer) -> Iterator[Encoded | Rejected]:
+    """Yield each conversation's tokens, or why it has none, in order."""
+    stream = iter(conversations)
+    while batch := list(islice(stream, BATCH)):
+        rendered = [_render(conversation, template, tokenizer) for conversation in batch]
+        texts = ["".join(s.text for s in spans) for spans in rendered if not isinstance(spans, Rejected)]
+        tokens = iter(tokenizer.encode(texts))
+        for conversation, spans in zip(batch, rendered, strict=True):
+            yield spans if isinstance(spans, Rejected) else _align(conversation, spans, *next(tokens), tokenizer)
+
+
+def _render(conversation: Conversation, template: Template, tokenizer: Tokenizer) -> tuple[Span, ...] | Rejected:
+    try:
+        spans = template.spans(conversation.messages, tokenizer.special)
+    except RenderError as error:
+        return Rejected(conversation, error.reason, str(error))
+    if not any(span.weight for span in spans):
+        return Rejected(conversation, "nothing_trained", "no assistant message of weight 1")
+    return spans
+
+
+def _align(
+    conversation: Conversation, spans: tuple[Span, ...], ids: np.ndarray, offsets: np.ndarray, tokenizer: Tokenizer
+) -> Encoded | Rejected:
+    ends = np.cumsum([len(span.text) for span in spans])
+    start, stop = offsets[:, 0], offsets[:, 1]
+    span_of = np.searchsorted(ends, start, side="right").astype(np.int32)
+    last = np.searchsorted(ends, np.maximum(stop - 1, start), side="right")
+    weight = np.array([span.weight for span in spans], np.uint8)
+    straddles = np.flatnonzero(weight[span_of] != weight[last])
+    if straddles.size:
+        token = tokenizer.decode(ids[straddles[:1]].tolist())
+        return Rejected(conversation, "straddling_token", f"token {token!r} lies across the border of an answer")
+    if problem := _boundary_problem(spans, ids, span_of, tokenizer):
+        return Rejected(conversation, "special_token_lost", problem)
+    return Encoded(conversation, spans, ids, weight[span_of], span_of)
+
+
+def _boundary_problem(spans: Sequence[Span], ids: np.ndarray, span_of: np.ndarray, tokenizer: Tokenizer) -> str | None:
+    if tokenizer.bos_id is not None and (ids[0] != tokenizer.bos_id or np.sum(ids == tokenizer.bos_id) != 1):
+        return f"{tokenizer.special.bos!r} must come once, at the start; the first ids are {ids[:4].tolist()}"
+    for index, span in enumerate(spans):
+        if span.why == Why.TERMINATOR and ids[span_of == index].tolist() != [tokenizer.eos_id]:
+            return f"the tokenizer does not turn {span.text!r} after an answer into its one id {tokenizer.eos_id}"
+    return None

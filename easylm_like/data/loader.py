@@ -1,0 +1,98 @@
+"""Rows -> batches: the batch of a step is a function of (data set, seed, step) and nothing else.
+
+The state of the loader is therefore the step itself: a resumed run asks for the next integer. Every host builds only
+its own rows of the global batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from easylm_like.data.dataset import TokenDataset
+from easylm_like.data.pack import pack_best_fit
+from easylm_like.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The Batch contract, [B, T] each. The loss of a step is sum(weights * nll) / sum(weights) over the global batch."""
+
+    tokens: np.ndarray  # int32
+    targets: np.ndarray  # int32, the next token of the same record
+    weights: np.ndarray  # float32
+    segments: np.ndarray  # int32, 0 = padding, 1.. = the records of a row
+    positions: np.ndarray  # int32, start again at 0 in every record
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Packed rows of a data set, in an order that the seed fixes. `shuffle` False walks once through them in order."""
+
+    dataset: TokenDataset
+    rows: list[list[int]]
+    row_length: int
+    batch_size: int  # rows in a global batch
+    seed: int
+    shuffle: bool = True
+    host: int = 0
+    hosts: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches that show every row once (the last one may begin the next epoch)."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def row_numbers(self, step: int) -> np.ndarray:
+        """Return int64 [rows of this host]: which rows step `step` takes; -1 is an empty row."""
+        wanted = step * self.batch_size + np.arange(self.batch_size)
+        share = self.batch_size // self.hosts
+        wanted = wanted[self.host * share : (self.host + 1) * share]
+        if not self.shuffle:
+            return np.where(wanted < len(self.rows), wanted, -1)
+        epochs = wanted // len(self.rows)
+        orders = {int(e): np.random.default_rng([self.seed, int(e)]).permutation(len(self.rows)) for e in set(epochs)}
+        return np.array([orders[int(e)][w % len(self.rows)] for e, w in zip(epochs, wanted, strict=True)])
+
+    def records(self, step: int) -> list[list[int]]:
+        """Return for each row of this host the indices of its records, in the order of their segments."""
+        return [self.rows[row] if row >= 0 else [] for row in self.row_numbers(step)]
+
+    def batch(self, step: int) -> Batch:
+        """Return this host's rows of the global batch of `step`."""
+        rows = self.records(step)
+        batch = empty_batch(len(rows), self.row_length)
+        for b, records in enumerate(rows):
+            at = 0
+            for segment, record in enumerate(records, start=1):
+                ids = self.dataset.ids[self.dataset.offsets[record] : self.dataset.offsets[record + 1]]
+                weights = self.dataset.weights[self.dataset.offsets[record] : self.dataset.offsets[record + 1]]
+                where = slice(at, at + len(ids) - 1)
+                batch.tokens[b, where] = ids[:-1]
+                batch.targets[b, where] = ids[1:]
+                batch.weights[b, where] = weights[1:]
+                batch.segments[b, where] = segment
+                batch.positions[b, where] = np.arange(len(ids) - 1)
+                at = where.stop
+        return batch
+
+
+def make_loader(
+    dataset: TokenDataset, row_length: int, batch_size: int, seed: int, *, shuffle: bool = True, host: int = 0, hosts: int = 1
+) -> Loader:
+    """Pack `dataset` and return its loader.
+
+    Raises:
+        UserError: the hosts cannot share the batch evenly.
+    """
+    if batch_size % hosts:
+        raise UserError(f"batch_size {batch_size} must be a multiple of {hosts} hosts; try {-(-batch_size // hosts) * hosts}")
+    rows = pack_best_fit(dataset.lengths(), row_length)
+    return Loader(dataset, rows, row_length, batch_size, seed, shuffle, host, hosts)
+
+
+def empty_batch(rows: int, row_length: int) -> Batch:
+    """Return a batch of padding, zeros of the contract's dtypes."""
+    def zeros(dtype: type) -> np.ndarray:
+        return np.zeros((rows, row_length), dtype)
+
+    return Batch(zeros(np.int32), zeros(np.int32), zeros(np.float32), zeros(np.int32), zeros(np.int32))
