@@ -4,7 +4,9 @@ The state of the loader is therefore the step itself: a resumed run asks for the
 its own rows of the global batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +15,7 @@ from easylm_like.data.pack import pack_best_fit
 from easylm_like.errors import UserError
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """The Batch contract, [B, T] each. The loss of a step is sum(weights * nll) / sum(weights) over the global batch."""
 
     tokens: np.ndarray  # int32
@@ -53,26 +54,26 @@ class Loader:
         orders = {int(e): np.random.default_rng([self.seed, int(e)]).permutation(len(self.rows)) for e in set(epochs)}
         return np.array([orders[int(e)][w % len(self.rows)] for e, w in zip(epochs, wanted, strict=True)])
 
-    def records(self, step: int) -> list[list[int]]:
-        """Return for each row of this host the indices of its records, in the order of their segments."""
-        return [self.rows[row] if row >= 0 else [] for row in self.row_numbers(step)]
+    def places(self, step: int) -> Iterator[tuple[int, slice, int, int]]:
+        """Yield (row of this host, where in it, segment, record) for every record in the batch of `step`."""
+        for b, row in enumerate(self.row_numbers(step)):
+            start = 0
+            for segment, record in enumerate(self.rows[row] if row >= 0 else [], start=1):
+                stop = start + int(self.dataset.offsets[record + 1] - self.dataset.offsets[record]) - 1
+                yield b, slice(start, stop), segment, record
+                start = stop
 
     def batch(self, step: int) -> Batch:
         """Return this host's rows of the global batch of `step`."""
-        rows = self.records(step)
-        batch = empty_batch(len(rows), self.row_length)
-        for b, records in enumerate(rows):
-            at = 0
-            for segment, record in enumerate(records, start=1):
-                ids = self.dataset.ids[self.dataset.offsets[record] : self.dataset.offsets[record + 1]]
-                weights = self.dataset.weights[self.dataset.offsets[record] : self.dataset.offsets[record + 1]]
-                where = slice(at, at + len(ids) - 1)
-                batch.tokens[b, where] = ids[:-1]
-                batch.targets[b, where] = ids[1:]
-                batch.weights[b, where] = weights[1:]
-                batch.segments[b, where] = segment
-                batch.positions[b, where] = np.arange(len(ids) - 1)
-                at = where.stop
+        batch = empty_batch(self.batch_size // self.hosts, self.row_length)
+        for b, where, segment, record in self.places(step):
+            span = slice(self.dataset.offsets[record], self.dataset.offsets[record + 1])
+            ids, weights = self.dataset.ids[span], self.dataset.weights[span]
+            batch.tokens[b, where] = ids[:-1]
+            batch.targets[b, where] = ids[1:]
+            batch.weights[b, where] = weights[1:]
+            batch.segments[b, where] = segment
+            batch.positions[b, where] = np.arange(len(ids) - 1)
         return batch
 
 

@@ -1,0 +1,69 @@
+"""Prepare data: native files -> a mixture of conversations with good and bad markers.
+
+python -m data_prep build --config=configs/data/NAME.py[:variant] --out=DIR [--config.seed=1 ...]
+python -m data_prep demo --out=DIR [--seed=0]     write small native files to try the first command on
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from easylm_like.command import run_command
+
+
+def main(argv: list[str]) -> None:
+    """Run one command; the module's docstring is the usage."""
+    commands = {"build": build_command, "demo": demo_command}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+    elif argv[0] in commands:
+        commands[argv[0]](argv[1:])
+    else:
+        print(f"error: unknown command {argv[0]!r}; commands are {', '.join(commands)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_command(argv: list[str]) -> None:
+    """Build the mixture of a config file and print what came of each source."""
+    from easylm_like.config_file import read_flags
+
+    from .build import build
+    from .config import MixtureConfig
+    from .manifest import NAME
+
+    config, others = read_flags(argv, MixtureConfig, {"out": "the folder to write"})
+    out = Path(others["out"])
+    if build(config, out):
+        print_table(json.loads((out / NAME).read_text("utf-8"))["sources"])
+        print(f"written to {out}; what was rejected and why is in {out / 'rejects.jsonl'}")
+    else:
+        print(f"{out} holds this very build already; it is re-used")
+
+
+def demo_command(argv: list[str]) -> None:
+    """Write the demonstration's native files."""
+    from .demo import write_demo
+
+    parser = argparse.ArgumentParser(prog="python -m data_prep demo")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    write_demo(arguments.out, arguments.seed)
+
+
+def print_table(sources: dict[str, dict[str, int | dict[str, int]]]) -> None:
+    """Print one line a source: read = rejected + train + heldout, train + heldout = good + bad + unjudged."""
+    columns = ("read", "rejected", "good", "bad", "unjudged", "train", "heldout")
+    rows = [
+        {key: sum(n.values()) if isinstance(n, dict) else n for key, n in counts.items()} for counts in sources.values()
+    ]
+    total = {column: sum(row[column] for row in rows) for column in columns}
+    width = max(map(len, (*sources, "source", "total")))
+    print(f"{'source':{width}}", *(f"{column:>9}" for column in columns))
+    for name, row in zip((*sources, "total"), (*rows, total), strict=True):
+        print(f"{name:{width}}", *(f"{row[column]:>9}" for column in columns))
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -1,0 +1,52 @@
+"""Read `--config=FILE.py[:variant] --config.field=value --flag=value` the way ml_collections does, with clear errors."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from absl import flags
+from ml_collections import config_flags
+
+from easylm_like.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
+    """Return the config that FILE.py's get_config(variant) made, overrides applied, and the values of the other flags.
+
+    Args:
+        argv: the arguments after the program's name.
+        kind: what get_config must return.
+        others: required string flags beside --config, with their help.
+
+    Raises:
+        UserError: a flag, a field or a value is wrong; for a mistake in the file it names file and line.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "the experiment: FILE.py or FILE.py:variant", flag_values=values)
+    for name, text in others.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    usage = "expected --config=FILE.py[:variant] " + " ".join(f"--{name}=..." for name in others)
+    path = next((a.removeprefix("--config=").split(":")[0] for a in argv if a.startswith("--config=")), None)
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"{path}: no such config file; {usage}")
+    try:
+        rest = values(["", *argv])
+    except (flags.Error, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{_place_in(path, error)}{' '.join(map(str, error.args))}") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; {usage}")
+    if missing := [name for name in ("config", *others) if values[name].value is None]:
+        raise UserError(f"--{missing[0]} is missing; {usage}")
+    if not isinstance(values.config, kind):
+        raise UserError(f"{path}: get_config must return a {kind.__name__}, got {type(values.config).__name__}")
+    return values.config, {name: values[name].value for name in others}
+
+
+def _place_in(path: str | None, error: BaseException) -> str:
+    """Return "file:line: " if the error came out of the config file, else "--config: "."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if path is not None and Path(f.filename).resolve() == Path(path).resolve()]
+    return f"{path}:{lines[-1]}: " if lines else ""

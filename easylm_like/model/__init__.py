@@ -1,0 +1,1 @@
+"""Level 0: the LLaMA family in Flax NNX, its sharding and its decoding. Nothing here imports the data."""

@@ -1,0 +1,136 @@
+"""Decoding with a KV cache: prompts of any lengths in one batch, greedy or sampled, stopped at given ids.
+
+Prompts are padded on the right; padding has segment 0, so no query ever sees it, and every row's answer takes the same
+cache slots after the longest prompt while its positions go on from its own length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from easylm_like.model.config import LlamaConfig
+from easylm_like.model.llama import GraphDef, Params, abstract_model, empty_cache, logits_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def generate(
+    config: LlamaConfig,
+    params: Params,
+    prompts: Sequence[np.ndarray],
+    *,
+    max_new: int,
+    stop_ids: tuple[int, ...],
+    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[np.ndarray]:
+    """Return each prompt's continuation, int32 ids without the stop id that ended it.
+
+    A continuation of `max_new` ids was not ended by a stop id. The text sampled for a prompt depends on `seed` and
+    the prompt's index, not on its neighbours in the batch.
+
+    Raises:
+        ValueError: a prompt is empty, or longer than the model's max_length allows.
+    """
+    longest = max(map(len, prompts), default=0)
+    if min(map(len, prompts), default=1) < 1 or longest + max_new > config.max_length:
+        raise ValueError(f"prompts need 1 to {config.max_length - max_new} ids (max_length - max_new), the longest has {longest}")
+    graphdef, _, _ = abstract_model(config)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    answers: dict[int, np.ndarray] = {}
+    for at in range(0, len(order), batch_size):
+        rows = order[at : at + batch_size]
+        tokens_BT, segments_BT = _pad([prompts[i] for i in rows], batch_size)
+        seeds = np.array(rows + [0] * (batch_size - len(rows)), np.uint32)
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(seeds)
+        decoded = _decode(
+            params, tokens_BT, segments_BT, keys, graphdef=graphdef, max_new=max_new, stop_ids=stop_ids, sampling=sampling
+        )
+        for i, ids in zip(rows, np.asarray(decoded), strict=False):
+            ends = np.flatnonzero(np.isin(ids, stop_ids))
+            answers[i] = ids[: ends[0]] if ends.size else ids
+    return [answers[i] for i in range(len(prompts))]
+
+
+@partial(jax.jit, static_argnames=("graphdef", "max_new", "stop_ids", "sampling"))
+def _decode(
+    params: Params,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    keys_B: jax.Array,
+    *,
+    graphdef: GraphDef,
+    max_new: int,
+    stop_ids: tuple[int, ...],
+    sampling: Sampling,
+) -> jax.Array:
+    """Return int32 [B, max_new]; what follows a stop id in a row means nothing."""
+    model = nnx.merge(graphdef, params)
+    B, T = tokens_BT.shape
+    lengths_B = jnp.sum(segments_BT, axis=1)
+    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    x_BTD, cache = model(tokens_BT, (segments_BT, positions_BT), empty_cache(model.config, B, T + max_new))
+    x_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
+    ones_B1 = jnp.ones((B, 1), jnp.int32)
+    stops = jnp.array(stop_ids, jnp.int32)
+
+    def choose(x_B1D: jax.Array, i: jax.Array) -> jax.Array:
+        logits_BV = logits_of(x_B1D, model.head_VD())[:, 0]
+        return jax.vmap(partial(sample, sampling))(logits_BV, jax.vmap(partial(jax.random.fold_in, data=i))(keys_B))
+
+    def more(carry: tuple) -> jax.Array:
+        i, _, _, done_B, _ = carry
+        return (i < max_new) & ~jnp.all(done_B)
+
+    def advance(carry: tuple) -> tuple:
+        i, x_B1D, out_BM, done_B, cache = carry
+        next_B = choose(x_B1D, i)
+        out_BM = jax.lax.dynamic_update_slice_in_dim(out_BM, next_B[:, None], i, axis=1)
+        x_B1D, cache = model(next_B[:, None], (ones_B1, (lengths_B + i)[:, None]), cache)
+        return i + 1, x_B1D, out_BM, done_B | jnp.isin(next_B, stops), cache
+
+    empty_rows_B = lengths_B == 0
+    start = (jnp.int32(0), x_B1D, jnp.zeros((B, max_new), jnp.int32), empty_rows_B, cache)
+    return jax.lax.while_loop(more, advance, start)[2]
+
+
+def sample(sampling: Sampling, logits_V: jax.Array, key: jax.Array) -> jax.Array:
+    """Return one id: the likeliest at temperature 0, else drawn from the softmax over the top_k and the top_p nucleus.
+
+    Nucleus (arXiv 1904.09751): the fewest likeliest tokens whose probabilities reach top_p.
+    """
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_V).astype(jnp.int32)
+    logits_V = logits_V / sampling.temperature
+    ranked_V = jnp.sort(logits_V, descending=True)
+    if sampling.top_k:
+        logits_V = jnp.where(logits_V < ranked_V[sampling.top_k - 1], -jnp.inf, logits_V)
+        ranked_V = jnp.where(jnp.arange(ranked_V.size) < sampling.top_k, ranked_V, -jnp.inf)
+    if sampling.top_p < 1:
+        before_V = jnp.cumsum(jax.nn.softmax(ranked_V)) - jax.nn.softmax(ranked_V)
+        least = jnp.min(jnp.where(before_V < sampling.top_p, ranked_V, jnp.inf))
+        logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
+    return jax.random.categorical(key, logits_V).astype(jnp.int32)
+
+
+def _pad(prompts: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens, segments), int32 [rows, T], T the next power of two, so that few shapes are ever compiled."""
+    length = max(16, 1 << (max(map(len, prompts)) - 1).bit_length())
+    tokens, segments = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+        segments[row, : len(prompt)] = 1
+    return tokens, segments

@@ -1,0 +1,1 @@
+"""Level 1: the configuration of a run, loss, optimizer, step, checkpoints and the loop around them."""

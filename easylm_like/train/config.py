@@ -1,0 +1,108 @@
+"""Everything a training run can be told; configs/NAME.py fills it in and `--config.x.y=z` overrides it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from easylm_like.data.dataset import TooLong
+from easylm_like.errors import UserError
+from easylm_like.model.config import LlamaConfig, Remat
+from easylm_like.model.partition import MeshConfig
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes on after its linear warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig:
+    """What is trained on. `row_length` counts (input, target) pairs; conversations are packed into such rows."""
+
+    train: str = ""  # conversations, JSONL
+    heldout: str = ""  # conversations whose loss is watched; may be empty
+    tokenizer: str = ""  # folder with tokenizer.json, or a SentencePiece model; empty: model.init_from's
+    template: str = "koala"
+    row_length: int = 2048
+    too_long: TooLong = TooLong.CUT
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    """Where the weights come from: a Hugging Face folder (`init_from`), or random ones of `shape` (a preset or your own)."""
+
+    init_from: str = ""
+    shape: LlamaConfig | None = None
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    scan_layers: bool = True
+    remat: Remat = Remat.NONE
+
+
+@dataclass(slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW (arXiv 1711.05101) with clipping by the global norm; the defaults are Vicuna's and Alpaca's."""
+
+    learning_rate: float = 2e-5
+    schedule: Schedule = Schedule.COSINE
+    warmup_steps: int = 0
+    final_learning_rate: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class RunConfig:
+    """A training run. `batch_size` is in rows over all devices; `micro_batches` splits it in time, not in result."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    steps: int = 1000
+    batch_size: int = 128
+    micro_batches: int = 1
+    seed: int = 0
+    log_every: int = 10
+    heldout_every: int = 0  # 0: only before the first and after the last step
+    checkpoint_every: int = 0  # 0: only after the last step
+    keep_checkpoints: int = 2
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+    if not config.data.train:
+        raise UserError("config.data.train is empty; give the train.jsonl that python -m data_prep build wrote")
+    if bool(config.model.init_from) == (config.model.shape is not None):
+        raise UserError("give either config.model.init_from (a folder to start from) or config.model.shape, not both")
+    if not config.data.tokenizer and not config.model.init_from:
+        raise UserError("config.data.tokenizer is empty and there is no config.model.init_from to take one from")
+    for name, least in (("steps", 1), ("batch_size", 1), ("micro_batches", 1), ("log_every", 1), ("keep_checkpoints", 1)):
+        if getattr(config, name) < least:
+            raise UserError(f"config.{name} must be at least {least}, got {getattr(config, name)}")
+    for name in ("heldout_every", "checkpoint_every"):
+        if getattr(config, name) < 0:
+            raise UserError(f"config.{name} must be 0 (only at the end) or more, got {getattr(config, name)}")
+    if config.data.row_length < 2:
+        raise UserError(f"config.data.row_length must be at least 2, got {config.data.row_length}")
+
+
+def check_batch(config: RunConfig, mesh_shape: dict[str, int]) -> None:
+    """Raise a UserError if a micro-batch does not divide by the devices that share it."""
+    devices = mesh_shape["replica"] * mesh_shape["fsdp"]
+    unit = devices * config.micro_batches
+    if config.batch_size % unit:
+        nearest = max(config.batch_size // unit, 1) * unit
+        raise UserError(
+            f"batch_size {config.batch_size} must be a multiple of {unit} (mesh replica x fsdp = {devices} devices, "
+            f"{config.micro_batches} micro-batches); try --config.batch_size={nearest}"
+        )
+    if config.data.row_length % mesh_shape["sequence"]:
+        raise UserError(
+            f"data.row_length {config.data.row_length} must be a multiple of mesh.sequence {mesh_shape['sequence']}"
+        )

@@ -1,0 +1,157 @@
+"""Everything a run needs before its first step, checked in the order of what is cheapest to find wrong."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from easylm_like.atomic import atomic_file, atomic_folder
+from easylm_like.data.dataset import load_or_tokenize
+from easylm_like.data.loader import Loader, make_loader
+from easylm_like.data.template import get_template
+from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
+from easylm_like.errors import UserError
+from easylm_like.model.config import LlamaConfig
+from easylm_like.model.llama import param_shardings
+from easylm_like.model.partition import make_mesh
+from easylm_like.provenance import git_revision, versions
+from easylm_like.train.checkpoint import RunInfo, read_run_info, shape_from_json, shape_to_json
+from easylm_like.train.config import RunConfig, check_batch, check_run
+from easylm_like.train.optim import make_optimizer, make_schedule
+
+# What a continued run may change: none of it changes what is computed.
+FREE_TO_CHANGE = (
+    "log_every",
+    "heldout_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "mesh",
+    "data.train",  # the files may move: their content is compared
+    "data.heldout",
+    "data.tokenizer",
+    "model.init_from",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run whose parts fit together. `start` is (checkpoint folder, step) of the weights to begin with, or None."""
+
+    config: RunConfig
+    mesh: Mesh
+    shape: LlamaConfig
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    loader: Loader
+    heldout: Loader | None
+    start: tuple[Path, int] | None
+    info: RunInfo
+
+
+def prepare(config: RunConfig, workdir: Path) -> Prepared:
+    """Check `config`, tokenise its data and write WORKDIR/{config.json, tokenizer/, tokens/}.
+
+    Raises:
+        UserError: something in the config, the data or the start does not fit.
+    """
+    check_run(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, dict(mesh.shape))
+    schedule = make_schedule(config.optim, config.steps)
+    tokenizer = load_tokenizer(config.data.tokenizer or Path(config.model.init_from) / "tokenizer")
+    start, shape = _starting_point(config, tokenizer)
+    param_shardings(shape, mesh)  # a weight that does not divide is told before any data is read
+    loader = _loader(config, config.data.train, tokenizer, workdir, shuffle=True)
+    heldout = None
+    if config.data.heldout:
+        heldout = _loader(config, config.data.heldout, tokenizer, workdir, shuffle=False)
+    info: RunInfo = {
+        "shape": shape_to_json(shape),
+        "template": config.data.template,
+        "tokenizer": tokenizer.digest,
+        "data": {"seed": config.seed, "digest": loader.dataset.digest, "summary": loader.dataset.summary},
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "git": git_revision(),
+        "versions": versions(("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")),
+    }
+    _write_workdir(workdir, info, tokenizer)
+    optimizer = make_optimizer(config.optim, schedule)
+    return Prepared(config, mesh, shape, schedule, optimizer, loader, heldout, start, info)
+
+
+def check_continues(saved: RunInfo, now: RunInfo, workdir: Path) -> None:
+    """Raise a UserError that lists what differs, if `now` is not the run that `saved` was."""
+    old, new = _flat(saved), _flat(now)
+    free = tuple(f"config.{name}" for name in FREE_TO_CHANGE) + ("git", "versions", "data.summary")
+    changed = [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == name or key.startswith(name + ".") for name in free)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds the checkpoints of another run: {'; '.join(changed)}. "
+            "Give that value again to go on with it, or another --workdir"
+        )
+
+
+def _starting_point(config: RunConfig, tokenizer: Tokenizer) -> tuple[tuple[Path, int] | None, LlamaConfig]:
+    start, shape = None, config.model.shape
+    if config.model.init_from:
+        folder = Path(config.model.init_from) / "checkpoints"
+        step, saved = read_run_info(folder)
+        start, shape = (folder, step), shape_from_json(saved["shape"])
+    assert shape is not None
+    shape = dataclasses.replace(
+        shape,
+        param_dtype=config.model.param_dtype,
+        compute_dtype=config.model.compute_dtype,
+        scan_layers=config.model.scan_layers,
+        remat=config.model.remat,
+    )
+    shape.check()
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {shape.vocab_size}; "
+            "they must fit: take the tokenizer that belongs to the model"
+        )
+    return start, shape
+
+
+def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, *, shuffle: bool) -> Loader:
+    dataset = load_or_tokenize(
+        path,
+        get_template(config.data.template),
+        tokenizer,
+        row_length=config.data.row_length,
+        too_long=config.data.too_long,
+        cache=workdir / "tokens",
+    )
+    return make_loader(
+        dataset,
+        config.data.row_length,
+        config.batch_size,
+        config.seed,
+        shuffle=shuffle,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+
+
+def _write_workdir(workdir: Path, info: RunInfo, tokenizer: Tokenizer) -> None:
+    if jax.process_index() == 0:
+        with atomic_file(workdir / "config.json") as path:
+            path.write_text(json.dumps(info, indent=2) + "\n")
+        with atomic_folder(workdir / "tokenizer") as folder:
+            tokenizer.save(folder)
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    inner = (_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
+    return {key: item for part in inner for key, item in part.items()}

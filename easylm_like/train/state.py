@@ -1,0 +1,49 @@
+"""What a step changes: the step number, the weights, the optimizer's state; and how they come to lie on a mesh."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from easylm_like.model.config import LlamaConfig
+from easylm_like.model.llama import Params, abstract_model, init_params, param_shardings
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[])
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """`step` int32 counts the updates made; randomness and data of the next one derive from it."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+def abstract_state(config: LlamaConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Return the state's shapes and dtypes with their shardings, for a restore or a compile; takes no memory."""
+    _, shapes, _ = abstract_model(config)
+    shardings = param_shardings(config, mesh)
+    params = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n]) for n, s in shapes.items()}
+    replicated = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+    )
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), params, opt_state)
+
+
+def init_state(
+    config: LlamaConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, params: Params | None = None
+) -> TrainState:
+    """Return the state before step 0, made where it will lie: random weights from `seed`, or the given ones."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
+    if params is None:
+        params = jax.jit(partial(init_params, config), out_shardings=shardings.params)(jax.random.key(seed))
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
