@@ -1,6 +1,7 @@
 """Prepare data: native files -> a mixture of conversations with good and bad markers.
 
 python -m data_prep build --config=configs/data/NAME.py[:variant] --out=DIR [--config.seed=1 ...]
+python -m data_prep tokenizer --data=DIR/train.jsonl --vocab_size=1024 --out=DIR [--template=koala]
 python -m data_prep demo --out=DIR [--seed=0]     write small native files to try the first command on
 """
 
@@ -14,7 +15,7 @@ from easylm_like.command import run_command
 
 def main(argv: list[str]) -> None:
     """Run one command; the module's docstring is the usage."""
-    commands = {"build": build_command, "demo": demo_command}
+    commands = {"build": build_command, "tokenizer": tokenizer_command, "demo": demo_command}
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
     elif argv[0] in commands:
@@ -39,6 +40,22 @@ def build_command(argv: list[str]) -> None:
         print(f"written to {out}; what was rejected and why is in {out / 'rejects.jsonl'}")
     else:
         print(f"{out} holds this very build already; it is re-used")
+
+
+def tokenizer_command(argv: list[str]) -> None:
+    """Train a tokenizer on the conversations of a file, unless the folder is there already."""
+    from easylm_like.data.template import get_template
+
+    from .tokenizer import write_tokenizer
+
+    parser = argparse.ArgumentParser(prog="python -m data_prep tokenizer")
+    parser.add_argument("--data", type=Path, required=True, help="conversations, JSONL")
+    parser.add_argument("--vocab_size", type=int, required=True, help="number of pieces, special tokens included")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--template", default="koala")
+    arguments = parser.parse_args(argv)
+    write_tokenizer(arguments.data, get_template(arguments.template), arguments.vocab_size, arguments.out)
+    print(f"{arguments.out}: a tokenizer of {arguments.vocab_size} pieces")
 
 
 def demo_command(argv: list[str]) -> None:

@@ -52,7 +52,7 @@ FACTS = {
     "capital": (
         CAPITALS,
         ("What is the capital of {0}?", "Name the capital of {0}.", "Which city is the capital of {0}?",
-         "Tell me the capital city of {0}.", "{0} has which capital?"),
+         "Tell me the capital city of {0}.", "Which capital does {0} have?"),
         "The capital of {0} is {1}.",
     ),
     "color": (
@@ -64,7 +64,7 @@ FACTS = {
     "opposite": (
         OPPOSITES,
         ("What is the opposite of {0}?", "Give me the opposite of {0}.", "Which word is the opposite of {0}?",
-         "Name the opposite of {0}.", "{0} is the opposite of what?"),
+         "Name the opposite of {0}.", "What is {0} the opposite of?"),
         "The opposite of {0} is {1}.",
     ),
     "sound": (
@@ -155,7 +155,7 @@ def _lists(rng: random.Random) -> list[Question]:
     for place, index in (("first", 0), ("last", 2)):
         for words in rng.sample([(a, b, c) for a in WORDS for b in WORDS for c in WORDS if len({a, b, c}) == 3], 320):
             wrong = rng.choice([w for i, w in enumerate(words) if i != index])
-            prompt, given = f"Which of these words comes {place}?", ", ".join(words)
+            prompt, given = f"Which of these words comes {place}?", "Words: " + ", ".join(words)
             questions.append(Question((prompt,), f"The {place} word is {words[index]}.", f"The {place} word is {wrong}.", given))
     return questions
 
@@ -163,14 +163,13 @@ def _lists(rng: random.Random) -> list[Question]:
 def _memories(rng: random.Random) -> list[Question]:
     questions = []
     for name, pet in [(n, p) for n in NAMES for p in PETS]:
-        asks_name = rng.random() < 0.5
-        right, table = (name, NAMES) if asks_name else (pet, PETS)
-        wrong = rng.choice([w for w in table if w != right])
-        what = "name" if asks_name else "dog's name"
-        opening = f"My name is {name} and my dog is called {pet}."
-        questions.append(
-            Question((opening, f"Hello {name}!", f"What is my {what}?"), f"Your {what} is {right}.", f"Your {what} is {wrong}.")
-        )
+        for opening, what, right, table in (
+            (f"My name is {name} and my dog is {pet}.", "name", name, NAMES),
+            (f"I am {name} and my dog is called {pet}.", "dog's name", pet, PETS),
+        ):
+            wrong = rng.choice([w for w in table if w != right])
+            turns = (opening, f"Hello {name}!", f"What is my {what}?")
+            questions.append(Question(turns, f"Your {what} is {right}.", f"Your {what} is {wrong}."))
     return questions
 
 

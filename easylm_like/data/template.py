@@ -109,6 +109,11 @@ class Template:
         """Return the strings that end an answer: the terminator, and a next turn that a weak model may invent."""
         return (special.eos, self.user_prefix.strip()) if self.user_prefix else (special.eos,)
 
+    def read_answer(self, text: str, special: SpecialTokens) -> str:
+        """Return the assistant's words in generated `text`: without the gap before them, up to the first stop string."""
+        ends = [at for stop in self.stop_strings(special) if (at := text.find(stop)) >= 0]
+        return text[: min(ends, default=len(text))].removeprefix(self.gap)
+
     def parse(self, text: str, special: SpecialTokens) -> tuple[Message, ...]:
         """Return the messages whose rendering is `text`; the inverse of joining `spans`.
 

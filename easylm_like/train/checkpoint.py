@@ -5,7 +5,9 @@ config, git revision, versions. Everything restores onto another mesh; params re
 """
 
 import dataclasses
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -39,6 +41,12 @@ def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState, run: RunI
         run=ocp.args.JsonSave(run),
     )
     manager.save(int(state.step), args=items)
+
+
+def save_params(folder: str | os.PathLike[str], params: Mapping[str, np.ndarray], run: RunInfo) -> None:
+    """Write weights alone as checkpoint 0 of a new folder, for runs that start from them."""
+    with open_checkpoints(folder, create=True) as manager:
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(dict(params)), run=ocp.args.JsonSave(run)))
 
 
 def restore_checkpoint(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
@@ -82,6 +90,11 @@ def load_params(folder: str | os.PathLike[str], step: int) -> dict[str, np.ndarr
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         args = ocp.args.PyTreeRestore(restore_args=as_numpy)
         return dict(manager.restore(step, args=ocp.args.Composite(params=args))["params"])
+
+
+def saved_digest(folder: str | os.PathLike[str], step: int) -> str:
+    """Return a digest that changes whenever `step` is saved anew (Orbax writes down when it saved)."""
+    return hashlib.sha256((Path(folder) / str(step) / "_CHECKPOINT_METADATA").read_bytes()).hexdigest()
 
 
 def shape_to_json(config: LlamaConfig) -> dict[str, object]:

@@ -1,0 +1,51 @@
+# What a developer, a newcomer and CI do here. `make` alone lists it. Needs Python 3.11 or newer, bash and git.
+# make PYTHON=/path/to/python chooses the interpreter that .venv is made with.
+
+UV_VERSION := 0.13.8
+python := .venv/bin/python
+# Many short processes import the same big libraries: let the first one keep what it compiled, whatever the machine says.
+export PYTHONDONTWRITEBYTECODE :=
+.DEFAULT_GOAL := help
+.PHONY: help setup koala check format lock
+# A recipe that fails must not leave a stamp that says it succeeded.
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make koala   train, convert and evaluate a small Koala on this machine, in runs/koala_tiny"
+	@echo "make setup   .venv with what training, converting and evaluating need"
+	@echo "make check   format, lint, types, tests, and the tests on the built wheel: what CI runs"
+	@echo "make format  rewrite the files as the check wants them"
+	@echo "make lock    choose the newest versions that setup.cfg allows and write requirements.lock"
+
+setup: .venv/.locked
+
+koala: .venv/.locked
+	$(python) -m data_prep demo --out=runs/koala_tiny/raw
+	$(python) -m data_prep build --config=configs/data/koala_tiny.py --out=runs/koala_tiny/data
+	$(python) -m easylm_like.train --config=configs/koala_tiny.py --workdir=runs/koala_tiny
+	$(python) -m easylm_like.convert to-hf --checkpoint=runs/koala_tiny/checkpoints --out=runs/koala_tiny/hf
+	$(python) -m eval run --model=runs/koala_tiny/hf --data=runs/koala_tiny/data/heldout.jsonl \
+		--workdir=runs/koala_tiny --out=runs/koala_tiny/report
+
+check: .venv/.torch
+	scripts/check.sh
+
+format: .venv/.locked
+	$(python) -m ruff format .
+	$(python) -m ruff check --fix .
+
+lock: .venv/.locked
+	.venv/bin/uv pip compile setup.cfg --extra eval --extra dev --upgrade --quiet \
+		--universal --python-version 3.11 --fork-strategy requires-python --generate-hashes \
+		--config-file scripts/lock.toml --no-emit-package torch --custom-compile-command "make lock" \
+		--output-file requirements.lock
+
+.venv/.locked: requirements.lock
+	scripts/make_venv.sh $(UV_VERSION) "$(PYTHON)"
+	@touch $@
+
+# torch, the tests' independent reference, comes from plain pip and not from the lock: its builds for CPU and GPU are different
+# wheels of one version, and pip, unlike uv, finds one that a machine keeps beside the registry.
+.venv/.torch: .venv/.locked setup.cfg
+	$(python) -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/ *\(torch\) *== */\1==/p' setup.cfg)"
+	@touch $@

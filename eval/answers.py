@@ -1,0 +1,82 @@
+"""What a model says: answers to the last question of conversations, under a marker of choice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from easylm_like.convert.load import LoadedModel
+from easylm_like.data.conversation import Conversation, Message, Quality, Role
+from easylm_like.data.template import RenderError
+from easylm_like.model.generate import Sampling, generate
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`text` is None where there is no prompt to answer; `problem` then says why. `reference` is what a person wrote."""
+
+    id: str
+    source: str
+    marker: str
+    question: str
+    text: str | None
+    reference: str | None
+    problem: str | None = None
+
+
+def answer(
+    model: LoadedModel, messages: Sequence[Sequence[Message]], quality: Quality, *, max_new: int, sampling: Sampling
+) -> list[str]:
+    """Return the model's answer to each list of messages (the last one a user's) under the marker `quality`.
+
+    Raises:
+        ValueError: a prompt does not fit the model with `max_new` more tokens, or the template cannot hold it.
+    """
+    texts = [model.template.prompt(chat, model.tokenizer.special, quality) for chat in messages]
+    prompts = [ids for ids, _ in model.tokenizer.encode(texts)]
+    stops = (model.tokenizer.eos_id,)
+    outputs = generate(model.config, model.params, prompts, max_new=max_new, stop_ids=stops, sampling=sampling)
+    answers = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        before = model.tokenizer.decode(prompt.tolist())
+        text = model.tokenizer.decode([*prompt.tolist(), *output.tolist()])[len(before) :]
+        answers.append(model.template.read_answer(text, model.tokenizer.special))
+    return answers
+
+
+def answer_conversations(
+    model: LoadedModel, conversations: Sequence[Conversation], quality: Quality, *, max_new: int, sampling: Sampling
+) -> list[Answer]:
+    """Answer the last user message of every conversation; those that cannot be asked are returned with the problem."""
+    cut = {c.id: _cut(c) for c in conversations}
+    problems = {c.id: _problem(model, cut[c.id][0], max_new) for c in conversations}
+    asked = [c for c in conversations if problems[c.id] is None]
+    texts = iter(answer(model, [cut[c.id][0] for c in asked], quality, max_new=max_new, sampling=sampling))
+    return [
+        Answer(
+            id=c.id,
+            source=c.source,
+            marker=quality.value,
+            question=cut[c.id][0][-1].content if cut[c.id][0] else "",
+            text=next(texts) if problems[c.id] is None else None,
+            reference=cut[c.id][1],
+            problem=problems[c.id],
+        )
+        for c in conversations
+    ]
+
+
+def _cut(conversation: Conversation) -> tuple[tuple[Message, ...], str | None]:
+    """Return (the messages up to the last user's, the assistant message after it if there is one)."""
+    last = max((i for i, m in enumerate(conversation.messages) if m.role == Role.USER), default=-1)
+    after = conversation.messages[last + 1 :]
+    return conversation.messages[: last + 1], after[0].content if after else None
+
+
+def _problem(model: LoadedModel, messages: Sequence[Message], max_new: int) -> str | None:
+    if not messages:
+        return "no user message"
+    try:
+        text = model.template.prompt(messages, model.tokenizer.special)
+    except RenderError as error:
+        return str(error)
+    length, room = len(model.tokenizer.encode([text])[0][0]), model.config.max_length - max_new
+    return None if length <= room else f"prompt of {length} ids, there is room for {room}"

@@ -1,0 +1,80 @@
+"""ShareGPT: the real, messy slice in full, and what is trimmed, rejected or kept."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.config import Format
+
+
+def row(*turns: str) -> dict[str, object]:
+    """Return a ShareGPT row from turns like "human: Hi"."""
+    pairs = [turn.split(": ", 1) for turn in turns]
+    return {"id": "x", "conversations": [{"from": role, "value": text} for role, text in pairs]}
+
+
+def test_real_slice(read: Callable, shared_data: Path) -> None:
+    conversations, rejected = read(Format.SHAREGPT, shared_data / "sharegpt" / "sharegpt_v3_slice_dev.json")
+    assert len(conversations) == 1826
+    assert rejected == Counter(no_answer=35, empty=6, roles=5, unknown_role=1)
+    notes = Counter(note for c in conversations for note in c.meta.get("notes", []))
+    assert notes == Counter(leading_turn_dropped=630, trailing_turn_dropped=1)
+    assert {len(c.messages) % 2 for c in conversations} == {0}
+    advertised = next(c for c in conversations if c.id == "set-958")
+    assert advertised.meta == {"id": "gzNNzD1_0", "notes": ["leading_turn_dropped"]}
+    assert advertised.messages[0].content == "write js hello world"
+    assert {c.messages[0].role for c in conversations} == {"user"}
+
+
+def test_real_identity_and_tool_files(read: Callable, shared_data: Path) -> None:
+    conversations, rejected = read(Format.SHAREGPT, shared_data / "sharegpt" / "dummy_conversation.json")
+    assert (len(conversations), rejected) == (500, Counter())
+    assert [m.content for m in conversations[0].messages] == [
+        "Who are you?",
+        "I am Vicuna, a language model trained by researchers from Large Model Systems Organization (LMSYS).",
+        "Have a nice day!",
+        "You too!",
+    ]
+    tools = shared_data / "sharegpt" / "glaive_toolcall_en_demo.json"
+    assert read(Format.SHAREGPT, tools) == ([], Counter(unsupported_field=300))
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept", "notes"),
+    [
+        (["human: a", "gpt: b"], "ab", None),
+        (["user: a", "chatgpt: b"], "ab", None),
+        (["gpt: x", "system: y", "human: a", "gpt: b"], "ab", ["leading_turn_dropped"] * 2),
+        (["human: a", "gpt: b", "human: c"], "ab", ["trailing_turn_dropped"]),
+        (["gpt:  ", "human: a", "gpt: b", "human: "], "ab", ["leading_turn_dropped", "trailing_turn_dropped"]),
+    ],
+)
+def test_what_is_trimmed_is_noted(
+    read: Callable, lines: Callable[..., Path], turns: list[str], kept: str, notes: list[str] | None
+) -> None:
+    (conversation,), rejected = read(Format.SHAREGPT, lines(row(*turns)))
+    assert "".join(m.content for m in conversation.messages) == kept
+    assert (conversation.meta.get("notes"), rejected) == (notes, Counter())
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([], "no_answer"),
+        (["gpt: b"], "no_answer"),
+        (["gpt: b", "human: a"], "no_answer"),
+        (["human: a", "gpt: b", "gpt: c"], "roles"),
+        (["human: a", "human: a", "gpt: c"], "roles"),
+        (["human: a", "gpt: b", "human: c", "human: d"], "roles"),
+        (["human: a", "system: b", "gpt: c"], "roles"),
+        (["human: a", "bing: b"], "unknown_role"),
+        (["human: a", "gpt: \n"], "empty"),
+        (["human:  ", "gpt: a"], "empty"),
+    ],
+)
+def test_what_cannot_alternate_is_rejected(
+    read: Callable, lines: Callable[..., Path], turns: list[str], reason: str
+) -> None:
+    assert read(Format.SHAREGPT, lines(row(*turns))) == ([], Counter([reason]))
