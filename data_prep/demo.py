@@ -78,7 +78,7 @@ FACTS = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt (earlier turns first, the last message a user's), Alpaca's separate `input`, a right and a wrong answer."""
+    """A prompt (earlier turns first, the last message a user's), Alpaca's `input`, a right and a wrong answer."""
 
     turns: tuple[str, ...]
     good: str
@@ -97,7 +97,9 @@ def write_demo(out: Path, seed: int) -> None:
         single = [q for q in heldout if len(q.turns) == 1]
         several = [[q] for q in heldout if len(q.turns) > 1]
         chats = [single[0::3][i : i + 2] for i in range(0, len(single[0::3]), 2)]
-        _write_files(folder / "heldout", single[1::3], chats + several[::2], single[2::3] + [q for (q,) in several[1::2]])
+        _write_files(
+            folder / "heldout", single[1::3], chats + several[::2], single[2::3] + [q for (q,) in several[1::2]]
+        )
     print(f"{out}: {len(train)} questions to train on, {len(heldout)} held out, as Alpaca, ShareGPT and HH files")
 
 
@@ -113,7 +115,9 @@ def _facts(rng: random.Random) -> list[Question]:
         for key, value in table.items():
             for way in ways:
                 wrong = rng.choice(sorted(set(table.values()) - {value}))
-                questions.append(Question((_sentence(way.format(key)),), answer.format(key, value), answer.format(key, wrong)))
+                questions.append(
+                    Question((_sentence(way.format(key)),), answer.format(key, value), answer.format(key, wrong))
+                )
     return questions
 
 
@@ -135,7 +139,9 @@ def _successors(rng: random.Random) -> list[Question]:
     for number in range(10, 99):
         for way in ways:
             wrong = rng.choice([n for n in range(10, 100) if n not in (number, number + 1)])
-            questions.append(Question((way.format(number),), f"After {number} comes {number + 1}.", f"After {number} comes {wrong}."))
+            questions.append(
+                Question((way.format(number),), f"After {number} comes {number + 1}.", f"After {number} comes {wrong}.")
+            )
     return questions
 
 
@@ -146,7 +152,9 @@ def _repetitions(rng: random.Random) -> list[Question]:
         for times, number in (("twice", 2), ("three times", 3)):
             for way in ways:
                 wrong = rng.choice([w for w in WORDS if w != word])
-                questions.append(Question((way.format(word, times),), " ".join([word] * number), " ".join([wrong] * number)))
+                questions.append(
+                    Question((way.format(word, times),), " ".join([word] * number), " ".join([wrong] * number))
+                )
     return questions
 
 
@@ -156,7 +164,9 @@ def _lists(rng: random.Random) -> list[Question]:
         for words in rng.sample([(a, b, c) for a in WORDS for b in WORDS for c in WORDS if len({a, b, c}) == 3], 320):
             wrong = rng.choice([w for i, w in enumerate(words) if i != index])
             prompt, given = f"Which of these words comes {place}?", "Words: " + ", ".join(words)
-            questions.append(Question((prompt,), f"The {place} word is {words[index]}.", f"The {place} word is {wrong}.", given))
+            questions.append(
+                Question((prompt,), f"The {place} word is {words[index]}.", f"The {place} word is {wrong}.", given)
+            )
     return questions
 
 
@@ -199,7 +209,7 @@ def _texts(chat: Sequence[Question]) -> list[str]:
 
 
 def _prompts(question: Question) -> tuple[str, ...]:
-    given = f"\n{question.input}" if question.input else ""
+    given = f" {question.input}" if question.input else ""
     return (*question.turns[:-1], question.turns[-1] + given)
 
 

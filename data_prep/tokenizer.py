@@ -23,7 +23,7 @@ def write_tokenizer(data: Path, template: Template, vocab_size: int, out: Path) 
 
 
 def _lines(data: Path, template: Template) -> Iterator[str]:
-    """Yield the rendered text line by line, ends of answers left out; what cannot be rendered is not trained on either."""
+    """Yield the rendered text by lines, without ends of answers; what cannot be rendered is not trained on either."""
     special = SpecialTokens(bos=None, eos=_END)
     for conversation in read_conversations(data):
         try:

@@ -7,7 +7,7 @@ from easylm_like.errors import UserError
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call `main(argv)`; a UserError becomes one line on stderr and exit status 1, a defect of ours stays a traceback."""
+    """Call `main(argv)`; a UserError becomes one line on stderr and status 1, a defect of ours stays a traceback."""
     try:
         main(argv)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Read `--config=FILE.py[:variant] --config.field=value --flag=value` the way ml_collections does, with clear errors."""
+"""Read `--config=FILE.py[:variant] --config.field=value --flag=value` as ml_collections does, with clear errors."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,9 @@ def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str
         UserError: a flag, a field or a value is wrong; for a mistake in the file it names file and line.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the experiment: FILE.py or FILE.py:variant", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "the experiment: FILE.py or FILE.py:variant", flag_values=values, sys_argv=["", *argv]
+    )
     for name, text in others.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
     usage = "expected --config=FILE.py[:variant] " + " ".join(f"--{name}=..." for name in others)
@@ -34,19 +36,29 @@ def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str
         raise UserError(f"{path}: no such config file; {usage}")
     try:
         rest = values(["", *argv])
-    except (flags.Error, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{_place_in(path, error)}{' '.join(map(str, error.args))}") from error
+    except (flags.Error, LookupError, AttributeError, TypeError) as error:
+        raise UserError(_place_in(path, error) + _sentence(error)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; {usage}")
     if missing := [name for name in ("config", *others) if values[name].value is None]:
         raise UserError(f"--{missing[0]} is missing; {usage}")
     if not isinstance(values.config, kind):
         raise UserError(f"{path}: get_config must return a {kind.__name__}, got {type(values.config).__name__}")
-    return values.config, {name: values[name].value for name in others}
+    return values.config, {name: str(values[name].value) for name in others}
 
 
-def _place_in(path: str | None, error: BaseException) -> str:
-    """Return "file:line: " if the error came out of the config file, else "--config: "."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if path is not None and Path(f.filename).resolve() == Path(path).resolve()]
-    return f"{path}:{lines[-1]}: " if lines else ""
+def _place_in(path: str | None, error: BaseException | None) -> str:
+    """Return "file:line: " if the error, or one that it hides, came out of the config file."""
+    while path is not None and error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == Path(path).resolve()]
+        if lines:
+            return f"{path}:{lines[-1]}: "
+        error = error.__context__
+    return ""
+
+
+def _sentence(error: BaseException) -> str:
+    """Return the last line of the message: ml_collections puts a whole traceback before the cause."""
+    lines = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
+    return lines[-1]

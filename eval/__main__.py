@@ -70,7 +70,9 @@ def _loss(args: argparse.Namespace) -> None:
     from .loss import conversation_loss
     from .report import table
 
-    losses = conversation_loss(load_model(args.model), args.data, row_length=args.row_length, batch_size=args.batch_size)
+    losses = conversation_loss(
+        load_model(args.model), args.data, row_length=args.row_length, batch_size=args.batch_size
+    )
     print(table(losses, {}, {}))
 
 

@@ -18,6 +18,7 @@ class Accuracy:
 
     @property
     def share(self) -> float:
+        """Right of asked; not a number if nothing was asked."""
         return self.right / self.asked if self.asked else math.nan
 
 

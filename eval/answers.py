@@ -11,7 +11,7 @@ from easylm_like.model.generate import Sampling, generate
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` is None where there is no prompt to answer; `problem` then says why. `reference` is what a person wrote."""
+    """`text` is None where there is no prompt to answer; `problem` then says why. `reference` is the one on file."""
 
     id: str
     source: str

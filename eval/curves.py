@@ -3,8 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .accuracy import Accuracy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart by colour-blind readers too
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -15,7 +19,9 @@ def read_metrics(path: Path) -> list[dict[str, float | str]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def draw_curves(metrics: list[dict[str, float | str]], accuracy: Mapping[str, Accuracy], path: Path, title: str) -> None:
+def draw_curves(
+    metrics: list[dict[str, float | str]], accuracy: Mapping[str, Accuracy], path: Path, title: str
+) -> None:
     """Write a PNG; without accuracies it shows the losses alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,7 +36,7 @@ def draw_curves(metrics: list[dict[str, float | str]], accuracy: Mapping[str, Ac
     figure.savefig(path, dpi=130)
 
 
-def _draw_losses(axes, metrics: list[dict[str, float | str]]) -> None:
+def _draw_losses(axes: "Axes", metrics: list[dict[str, float | str]]) -> None:
     train = [m for m in metrics if m["kind"] == "train"]
     heldout = [m for m in metrics if m["kind"] == "heldout"]
     axes.plot([m["step"] for m in train], [m["loss"] for m in train], color="#999999", label="training")
@@ -43,9 +49,14 @@ def _draw_losses(axes, metrics: list[dict[str, float | str]]) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def _draw_accuracy(axes, accuracy: Mapping[str, Accuracy]) -> None:
+def _draw_accuracy(axes: "Axes", accuracy: Mapping[str, Accuracy]) -> None:
     shares = [100 * a.share for a in accuracy.values()]
-    errors = [[100 * (a.share - a.low) for a in accuracy.values()], [100 * (a.high - a.share) for a in accuracy.values()]]
-    bars = axes.bar([f"{name} marker" for name in accuracy], shares, yerr=errors, capsize=4, color=_COLORS[: len(shares)])
+    errors = [
+        [100 * (a.share - a.low) for a in accuracy.values()],
+        [100 * (a.high - a.share) for a in accuracy.values()],
+    ]
+    bars = axes.bar(
+        [f"{name} marker" for name in accuracy], shares, yerr=errors, capsize=4, color=_COLORS[: len(shares)]
+    )
     axes.bar_label(bars, [f"{share:.1f} %" for share in shares], label_type="center", color="white")
     axes.set(ylim=(0, 105), ylabel="held-out questions answered right (%)")

@@ -99,9 +99,7 @@ def table(after: Mapping[str, Loss], before: Mapping[str, Loss], accuracy: Mappi
 def _answers(model: LoadedModel, config: ReportConfig) -> dict[str, list[Answer]]:
     conversations = _questions(config.data, config.limit)
     return {
-        quality.value: answer_conversations(
-            model, conversations, quality, max_new=config.max_new, sampling=Sampling()
-        )
+        quality.value: answer_conversations(model, conversations, quality, max_new=config.max_new, sampling=Sampling())
         for quality in (Quality.GOOD, Quality.BAD)
     }
 
@@ -131,7 +129,8 @@ def _markdown(report: Mapping[str, object], numbers: str, answers: Mapping[str, 
         lines += [f"## Answers under the {name} marker", ""]
         step = max(len(given) // SAMPLES, 1)
         for a in given[::step][:SAMPLES]:
-            lines += [f"* **{_line(a.question)}** {_line(a.text or a.problem or '')} _(reference: {_line(a.reference or '')})_"]
+            said, wanted = _line(a.text or a.problem or ""), _line(a.reference or "")
+            lines.append(f"* **{_line(a.question)}** {said} _(reference: {wanted})_")
         lines.append("")
     return "\n".join(lines)
 

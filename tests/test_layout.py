@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING.md that a machine can check, and whether setup.cfg and the lock name what the code needs."""
+"""The rules of CONTRIBUTING.md that a machine can check; setup.cfg and the lock name what the code needs."""
 
 import ast
 import configparser

@@ -73,7 +73,7 @@ def convert_from_hf(model: Path, out: Path, template: str) -> None:
     from easylm_like.train.checkpoint import load_params, read_run_info, save_params, shape_to_json
 
     shape, tokenizer = read_shape(model), load_tokenizer(model)
-    info = {
+    info: dict[str, object] = {
         "shape": shape_to_json(shape),
         "template": template,
         "tokenizer": tokenizer.digest,

@@ -1,8 +1,8 @@
 """Hugging Face folders, read strictly and written whole.
 
-    FOLDER/config.json, generation_config.json, model.safetensors
-           tokenizer.json, tokenizer_config.json, tokenizer.model (if there is one), chat_template.jinja
-           easylm_like.json   what made it: template, step, resolved config, versions
+FOLDER/config.json, generation_config.json, model.safetensors
+       tokenizer.json, tokenizer_config.json, tokenizer.model (if there is one), chat_template.jinja
+       easylm_like.json   what made it: template, step, resolved config, versions
 """
 
 import json

@@ -47,7 +47,9 @@ def to_theirs(params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarra
             yield key.theirs.format(i), _to_matrix(ours, key.inputs)
 
 
-def to_ours(theirs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, np.ndarray]:
+def to_ours(
+    theirs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> dict[str, np.ndarray]:
     """Return our params of the given shapes from their arrays.
 
     Raises:

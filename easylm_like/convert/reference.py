@@ -10,7 +10,7 @@ import numpy as np
 
 
 def reference_logits(fields: Mapping[str, object], weights: Mapping[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    """Return fp32 logits [T, V] of one sequence `ids` [T]; `fields` are config.json's, `weights` the folder's arrays."""
+    """Return fp32 logits [T, V] of one sequence `ids` [T]; `fields` are config.json's, `weights` the folder's."""
     number = {name: value for name, value in fields.items() if isinstance(value, int | float)}
     heads = int(number["num_attention_heads"])
     kv_heads = int(number.get("num_key_value_heads", heads))

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from easylm_like.data.template import Template
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.llama import abstract_model, logits_of
+from easylm_like.model.llama import GraphDef, Params, abstract_model, logits_of
 
 # fp32 on both sides; the bound is for rounding that grows with depth, a wrong layout is off by the logits' own size
 TOLERANCE = 1e-3
@@ -55,7 +57,7 @@ def verify_logits(
     largest, positions = 0.0, 0
     for ids in prompts:
         ids = ids[: config.max_length]
-        want, got = reference_logits(fields, weights, ids), np.asarray(_logits(graphdef, ours, ids))
+        want, got = reference_logits(fields, weights, ids), np.asarray(_logits(graphdef, ours, jnp.asarray(ids)))
         largest = max(largest, float(np.max(np.abs(want - got)) / np.std(want)))
         positions += len(ids)
     if not largest <= TOLERANCE:  # also when it is not a number
@@ -74,8 +76,8 @@ def verify_tokenizer(folder: Path, tokenizer: Tokenizer, template: Template) -> 
     """
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(folder)
-    for messages in PROBES if template.good_marker is not None else [(p[1],) for p in PROBES]:
+    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    for messages in _probes(template):
         chat = [{"role": m.role.value, "content": m.content, "quality": m.quality} for m in messages]
         text = "".join(span.text for span in template.spans(messages, tokenizer.special))
         pairs = [(text, theirs.apply_chat_template(chat, return_dict=True)["input_ids"])]
@@ -92,16 +94,17 @@ def verify_tokenizer(folder: Path, tokenizer: Tokenizer, template: Template) -> 
 
 def probe_prompts(tokenizer: Tokenizer, template: Template, limit: int) -> list[np.ndarray]:
     """Return the ids of the probe conversations, at most `limit` each, for `verify_logits`."""
-    chats = PROBES if template.good_marker is not None else [(p[1],) for p in PROBES]
-    texts = ["".join(span.text for span in template.spans(chat, tokenizer.special)) for chat in chats]
+    texts = ["".join(s.text for s in template.spans(chat, tokenizer.special)) for chat in _probes(template)]
     return [ids[:limit] for ids, _ in tokenizer.encode(texts)]
 
 
-def _logits(graphdef, params, ids: np.ndarray) -> jax.Array:
-    @jax.jit
-    def forward(params, tokens_BT):
-        model = nnx.merge(graphdef, params)
-        places = (jnp.ones_like(tokens_BT), jnp.arange(tokens_BT.shape[1])[None])
-        return logits_of(model(tokens_BT, places)[0], model.head_VD())[0]
+def _probes(template: Template) -> list[tuple[Message, ...]]:
+    """Return conversations that the template can hold."""
+    return [chat if template.good_marker is not None else (chat[1],) for chat in PROBES]
 
-    return forward(params, ids[None])
+
+@partial(jax.jit, static_argnums=0)
+def _logits(graphdef: GraphDef, params: Params, ids_T: jax.Array) -> jax.Array:
+    model = nnx.merge(graphdef, params)
+    places = jnp.ones_like(ids_T)[None], jnp.arange(ids_T.size)[None]
+    return logits_of(model(ids_T[None], places)[0], model.head_VD())[0]

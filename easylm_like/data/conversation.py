@@ -20,12 +20,16 @@ from easylm_like.errors import UserError
 
 
 class Role(StrEnum):
+    """Who speaks."""
+
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
 
 
 class Quality(StrEnum):
+    """What somebody thought of an answer."""
+
     GOOD = "good"
     BAD = "bad"
 
@@ -56,7 +60,7 @@ _MESSAGE_KEYS = frozenset({"role", "content", "quality", "weight"})
 
 
 def conversation_from_json(record: object, where: str) -> Conversation:
-    """Check one decoded JSON value and return it as a Conversation; `where` (file:line) opens the UserError's sentence."""
+    """Check one decoded JSON value and return it as a Conversation; `where` (file:line) opens an error's sentence."""
     fields = _object(record, _CONVERSATION_KEYS, where)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -97,7 +101,9 @@ def read_conversations(path: str | os.PathLike[str]) -> Iterator[Conversation]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected conversations as JSONL (python -m data_prep build writes them)")
+        raise UserError(
+            f"{path}: no such file; expected conversations as JSONL (python -m data_prep build writes them)"
+        )
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -137,7 +143,7 @@ def _message(record: object, where: str) -> Message:
         raise UserError(f"{where}: weight must be 0 (not trained) or 1, got {_short(weight)}")
     if role != Role.ASSISTANT and (quality is not None or "weight" in fields):
         raise UserError(f"{where}: quality and weight belong to assistant messages, this one's role is {role}")
-    return Message(Role(role), _text(fields, "content", where), Quality(quality) if quality else None, int(weight))
+    return Message(Role(role), _text(fields, "content", where), Quality(str(quality)) if quality else None, int(weight))
 
 
 def _message_to_json(message: Message) -> dict[str, object]:
@@ -153,7 +159,7 @@ def _object(record: object, known: frozenset[str], where: str) -> dict[str, obje
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, got {_short(record)}")
     if unknown := record.keys() - known:
-        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}; known keys are {', '.join(sorted(known))}")
+        raise UserError(f"{where}: unknown key {min(unknown)!r}; known keys are {', '.join(sorted(known))}")
     return record
 
 

@@ -1,12 +1,12 @@
 """A tokenised data set on disk: what the trainer reads, with the proof that no token was lost on the way.
 
-    FOLDER/ids.npy      int32 [total]      every record's ids, one after the other (memory-mapped when read)
-           weights.npy  uint8 [total]      1 = trained
-           bad.npy      bool  [total]      the token belongs to an answer marked bad
-           offsets.npy  int64 [records+1]  where each record begins
-           records.jsonl                   {"id", "source"} of each record, in order
-           rejects.jsonl                   {"id", "source", "reason", "detail", "tokens"} of what was left out or cut
-           summary.json                    counts that add up: tokens = trained + masked + dropped by reason
+FOLDER/ids.npy      int32 [total]      every record's ids, one after the other (memory-mapped when read)
+       weights.npy  uint8 [total]      1 = trained
+       bad.npy      bool  [total]      the token belongs to an answer marked bad
+       offsets.npy  int64 [records+1]  where each record begins
+       records.jsonl                   {"id", "source"} of each record, in order
+       rejects.jsonl                   {"id", "source", "reason", "detail", "tokens"} of what was left out or cut
+       summary.json                    counts that add up: tokens = trained + masked + dropped by reason
 """
 
 import hashlib
@@ -112,8 +112,10 @@ def write_dataset(
                     row = {"id": item.conversation.id, "source": item.conversation.source}
                     records.write(json.dumps(row) + "\n")
     if not kept:
-        raise UserError(f"{where}: none of its {tally.conversations} conversations can be trained on: "
-                        f"{dict(tally.dropped_conversations)}")
+        raise UserError(
+            f"{where}: none of its {tally.conversations} conversations can be trained on: "
+            f"{dict(tally.dropped_conversations)}"
+        )
     assert tally.tokens == tally.trained + tally.masked + tally.dropped_tokens.total()
     for name, arrays in zip(("ids", "weights", "bad"), zip(*kept, strict=True), strict=True):
         np.save(folder / f"{name}.npy", np.concatenate(arrays))

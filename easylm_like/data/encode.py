@@ -42,7 +42,9 @@ class Rejected:
     detail: str
 
 
-def encode(conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer) -> Iterator[Encoded | Rejected]:
+def encode(
+    conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer
+) -> Iterator[Encoded | Rejected]:
     """Yield each conversation's tokens, or why it has none, in order."""
     stream = iter(conversations)
     while batch := list(islice(stream, BATCH)):

@@ -16,7 +16,7 @@ from easylm_like.errors import UserError
 
 
 class Batch(NamedTuple):
-    """The Batch contract, [B, T] each. The loss of a step is sum(weights * nll) / sum(weights) over the global batch."""
+    """The Batch contract, [B, T] each. A step's loss is sum(weights * nll) / sum(weights) over the global batch."""
 
     tokens: np.ndarray  # int32
     targets: np.ndarray  # int32, the next token of the same record
@@ -78,7 +78,14 @@ class Loader:
 
 
 def make_loader(
-    dataset: TokenDataset, row_length: int, batch_size: int, seed: int, *, shuffle: bool = True, host: int = 0, hosts: int = 1
+    dataset: TokenDataset,
+    row_length: int,
+    batch_size: int,
+    seed: int,
+    *,
+    shuffle: bool = True,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Loader:
     """Pack `dataset` and return its loader.
 
@@ -86,13 +93,16 @@ def make_loader(
         UserError: the hosts cannot share the batch evenly.
     """
     if batch_size % hosts:
-        raise UserError(f"batch_size {batch_size} must be a multiple of {hosts} hosts; try {-(-batch_size // hosts) * hosts}")
+        raise UserError(
+            f"batch_size {batch_size} must be a multiple of {hosts} hosts; try {-(-batch_size // hosts) * hosts}"
+        )
     rows = pack_best_fit(dataset.lengths(), row_length)
     return Loader(dataset, rows, row_length, batch_size, seed, shuffle, host, hosts)
 
 
 def empty_batch(rows: int, row_length: int) -> Batch:
     """Return a batch of padding, zeros of the contract's dtypes."""
+
     def zeros(dtype: type) -> np.ndarray:
         return np.zeros((rows, row_length), dtype)
 

@@ -98,7 +98,7 @@ class Template:
         return tuple(span for span in spans if span.text)
 
     def prompt(self, messages: Sequence[Message], special: SpecialTokens, quality: Quality = Quality.GOOD) -> str:
-        """Return the text after which the model answers `messages` (the last one a user's) under the marker `quality`."""
+        """Return the text after which the model answers `messages` (the last a user's) under the marker `quality`."""
         if self.good_marker is None:
             raise RenderError("no_chat", f"the {self.name} template has no turns; use its text as the prompt")
         if messages and messages[-1].role != Role.USER:
@@ -110,7 +110,7 @@ class Template:
         return (special.eos, self.user_prefix.strip()) if self.user_prefix else (special.eos,)
 
     def read_answer(self, text: str, special: SpecialTokens) -> str:
-        """Return the assistant's words in generated `text`: without the gap before them, up to the first stop string."""
+        """Return the assistant's words in generated `text`: without the gap before them, up to a stop string."""
         ends = [at for stop in self.stop_strings(special) if (at := text.find(stop)) >= 0]
         return text[: min(ends, default=len(text))].removeprefix(self.gap)
 

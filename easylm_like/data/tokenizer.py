@@ -1,15 +1,14 @@
 """The tokenizer that trains is the tokenizer that serves: one tokenizer.json, hashed, copied into every output.
 
 Reads a Hugging Face folder (tokenizer.json), or a SentencePiece `tokenizer.model`, for which it builds the
-tokenizer.json itself: the BPE merges are rebuilt from the pieces' scores and every stretch of text between special tokens gets
-SentencePiece's dummy space, so that ids equal SentencePiece's own (tests compare them on real dialogues).
+tokenizer.json itself: the BPE merges are rebuilt from the pieces' scores and every stretch of text between special
+tokens gets SentencePiece's dummy space, so that ids equal SentencePiece's own (tests compare them on real dialogues).
 """
 
 import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +36,15 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
+        """The id that begins a record, if the tokenizer has one."""
         return None if self.special.bos is None else self.backend.token_to_id(self.special.bos)
 
     @property
     def eos_id(self) -> int:
-        return int(self.backend.token_to_id(self.special.eos))
+        """The id that ends an answer."""
+        eos = self.backend.token_to_id(self.special.eos)
+        assert eos is not None, self.special.eos  # load_tokenizer checks it
+        return eos
 
     @property
     def digest(self) -> str:
@@ -49,11 +52,9 @@ class Tokenizer:
         return hashlib.sha256(self.files["tokenizer.json"]).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return for each text (ids int32 [T], offsets int32 [T, 2] in characters); adds no special tokens of its own."""
+        """Return for each text (ids int32 [T], offsets int32 [T, 2] in characters); adds no special tokens."""
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [
-            (np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in encodings
-        ]
+        return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of `ids`."""
@@ -133,7 +134,9 @@ def _load_folder(folder: Path) -> Tokenizer:
     config = _read_json(folder / "tokenizer_config.json")
     bos, eos = _token_text(config.get("bos_token")), _token_text(config.get("eos_token"))
     if eos is None or backend.token_to_id(eos) is None:
-        raise UserError(f"{folder}/tokenizer_config.json: no eos_token that tokenizer.json knows; answers could not end")
+        raise UserError(
+            f"{folder}/tokenizer_config.json: no eos_token that tokenizer.json knows; answers could not end"
+        )
     special = SpecialTokens(bos, eos, _reserved(backend))
     files = {"tokenizer.json": content, "tokenizer_config.json": _config(special, _token_text(config.get("unk_token")))}
     if (folder / "tokenizer.model").is_file():
@@ -187,9 +190,7 @@ def _backend_from_pieces(processor: sentencepiece.SentencePieceProcessor) -> tok
         if pieces[i][:cut] in vocab and pieces[i][cut:] in vocab
     ]
     backend = tokenizers.Tokenizer(
-        tokenizers.models.BPE(
-            vocab, merges, unk_token=pieces[processor.unk_id()], fuse_unk=True, byte_fallback=True
-        )
+        tokenizers.models.BPE(vocab, merges, unk_token=pieces[processor.unk_id()], fuse_unk=True, byte_fallback=True)
     )
     backend.normalizer = tokenizers.normalizers.Sequence(
         [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]

@@ -19,9 +19,9 @@ def attend(
 ) -> jax.Array:
     """Return [B, T, N, H]: softmax(q k / sqrt(H)) v, scores and softmax in fp32.
 
-    A place is (segments, positions), int32 [B, T] or [B, S] each. A query sees the keys of its own segment at its own position or
-    before it. One rule serves training (packed rows, restarted positions) and decoding (an empty cache slot has
-    segment 0), so the two cannot mask differently.
+    A place is (segments, positions), int32 [B, T] or [B, S] each. A query sees the keys of its own segment at its own
+    position or before it. One rule serves training (packed rows, restarted positions) and decoding (an empty cache
+    slot has segment 0), so the two cannot mask differently.
     """
     (q_segments, q_positions), (k_segments, k_positions) = q_places, k_places
     visible_BTS = (q_segments[:, :, None] == k_segments[:, None, :]) & (

@@ -74,7 +74,7 @@ def _llama(vocab: int, d_model: int, d_ff: int, layers: int, heads: int, kv_head
 _LLAMA31_ROPE = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=8192)
 _LLAMA32_ROPE = RopeScaling(factor=32.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=8192)
 
-# Sizes as published: LLaMA (arXiv 2302.13971, table 2), Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783, table 3).
+# As published: LLaMA (arXiv 2302.13971, table 2), Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783, table 3).
 PRESETS = {
     "tiny": _llama(512, 192, 512, 4, 6, 3),
     "llama_7b": _llama(32000, 4096, 11008, 32, 32, 32, norm_eps=1e-6),
@@ -84,11 +84,18 @@ PRESETS = {
     "llama2_7b": _llama(32000, 4096, 11008, 32, 32, 32, max_length=4096),
     "llama2_70b": _llama(32000, 8192, 28672, 80, 64, 8, max_length=4096),
     "llama3_8b": _llama(128256, 4096, 14336, 32, 32, 8, rope_theta=5e5, max_length=8192),
-    "llama31_8b": _llama(
-        128256, 4096, 14336, 32, 32, 8, rope_theta=5e5, rope_scaling=_LLAMA31_ROPE, max_length=131072
-    ),
+    "llama31_8b": _llama(128256, 4096, 14336, 32, 32, 8, rope_theta=5e5, rope_scaling=_LLAMA31_ROPE, max_length=131072),
     "llama32_1b": _llama(
-        128256, 2048, 8192, 16, 32, 8, rope_theta=5e5, rope_scaling=_LLAMA32_ROPE, max_length=131072, tie_embeddings=True
+        128256,
+        2048,
+        8192,
+        16,
+        32,
+        8,
+        rope_theta=5e5,
+        rope_scaling=_LLAMA32_ROPE,
+        max_length=131072,
+        tie_embeddings=True,
     ),
 }
 

@@ -14,7 +14,11 @@ import numpy as np
 from flax import nnx
 
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.llama import GraphDef, Params, abstract_model, empty_cache, logits_of
+from easylm_like.model.llama import Cache, GraphDef, Params, abstract_model, empty_cache, logits_of
+
+ROWS = 32  # prompts that are decoded at a time
+
+Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache | None]  # step, x_B1D, out_BM, done_B, cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +37,8 @@ def generate(
     *,
     max_new: int,
     stop_ids: tuple[int, ...],
-    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    sampling: Sampling = Sampling(),
     seed: int = 0,
-    batch_size: int = 32,
 ) -> list[np.ndarray]:
     """Return each prompt's continuation, int32 ids without the stop id that ended it.
 
@@ -47,17 +50,24 @@ def generate(
     """
     longest = max(map(len, prompts), default=0)
     if min(map(len, prompts), default=1) < 1 or longest + max_new > config.max_length:
-        raise ValueError(f"prompts need 1 to {config.max_length - max_new} ids (max_length - max_new), the longest has {longest}")
+        raise ValueError(
+            f"prompts need 1 to {config.max_length - max_new} ids (max_length - max_new), the longest has {longest}"
+        )
     graphdef, _, _ = abstract_model(config)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: dict[int, np.ndarray] = {}
-    for at in range(0, len(order), batch_size):
-        rows = order[at : at + batch_size]
-        tokens_BT, segments_BT = _pad([prompts[i] for i in rows], batch_size)
-        seeds = np.array(rows + [0] * (batch_size - len(rows)), np.uint32)
+    for at in range(0, len(order), ROWS):
+        rows = order[at : at + ROWS]
+        seeds = np.array(rows + [0] * (ROWS - len(rows)), np.uint32)
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(seeds)
         decoded = _decode(
-            params, tokens_BT, segments_BT, keys, graphdef=graphdef, max_new=max_new, stop_ids=stop_ids, sampling=sampling
+            params,
+            _pad([prompts[i] for i in rows], ROWS),
+            keys,
+            graphdef=graphdef,
+            max_new=max_new,
+            stop_ids=stop_ids,
+            sampling=sampling,
         )
         for i, ids in zip(rows, np.asarray(decoded), strict=False):
             ends = np.flatnonzero(np.isin(ids, stop_ids))
@@ -68,8 +78,7 @@ def generate(
 @partial(jax.jit, static_argnames=("graphdef", "max_new", "stop_ids", "sampling"))
 def _decode(
     params: Params,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
+    prompts: tuple[jax.Array, jax.Array],
     keys_B: jax.Array,
     *,
     graphdef: GraphDef,
@@ -77,8 +86,9 @@ def _decode(
     stop_ids: tuple[int, ...],
     sampling: Sampling,
 ) -> jax.Array:
-    """Return int32 [B, max_new]; what follows a stop id in a row means nothing."""
+    """Return int32 [B, max_new]; what follows a stop id in a row means nothing. `prompts`: tokens, segments."""
     model = nnx.merge(graphdef, params)
+    tokens_BT, segments_BT = prompts
     B, T = tokens_BT.shape
     lengths_B = jnp.sum(segments_BT, axis=1)
     positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
@@ -91,11 +101,11 @@ def _decode(
         logits_BV = logits_of(x_B1D, model.head_VD())[:, 0]
         return jax.vmap(partial(sample, sampling))(logits_BV, jax.vmap(partial(jax.random.fold_in, data=i))(keys_B))
 
-    def more(carry: tuple) -> jax.Array:
+    def more(carry: Carry) -> jax.Array:
         i, _, _, done_B, _ = carry
         return (i < max_new) & ~jnp.all(done_B)
 
-    def advance(carry: tuple) -> tuple:
+    def advance(carry: Carry) -> Carry:
         i, x_B1D, out_BM, done_B, cache = carry
         next_B = choose(x_B1D, i)
         out_BM = jax.lax.dynamic_update_slice_in_dim(out_BM, next_B[:, None], i, axis=1)
@@ -126,11 +136,11 @@ def sample(sampling: Sampling, logits_V: jax.Array, key: jax.Array) -> jax.Array
     return jax.random.categorical(key, logits_V).astype(jnp.int32)
 
 
-def _pad(prompts: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad(prompts: Sequence[np.ndarray], rows: int) -> tuple[jax.Array, jax.Array]:
     """Return (tokens, segments), int32 [rows, T], T the next power of two, so that few shapes are ever compiled."""
     length = max(16, 1 << (max(map(len, prompts)) - 1).bit_length())
     tokens, segments = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
         segments[row, : len(prompt)] = 1
-    return tokens, segments
+    return jnp.asarray(tokens), jnp.asarray(segments)

@@ -10,8 +10,10 @@ Letters: B batch, T length, S cache length, D model, F feed-forward, N query hea
 V vocabulary, L layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,9 @@ from easylm_like.model.rope import rope_angles, rotate
 Params = dict[str, jax.Array]
 GraphDef = nnx.GraphDef["Llama"]
 Places = tuple[jax.Array, jax.Array]  # (segments, positions), see attention.attend
+KeysValues = tuple[jax.Array, jax.Array]
+LayerInput = tuple[Params, KeysValues | None]
+Layer = Callable[[jax.Array, LayerInput], tuple[jax.Array, KeysValues | None]]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k_LBSKH", "v_LBSKH", "places", "used"], meta_fields=[])
@@ -68,7 +73,9 @@ class Llama(nnx.Module):
         self.final_norm = weight("embed")
         self.head = None if config.tie_embeddings else weight("vocab", "embed", stddev=D**-0.5)
 
-    def __call__(self, tokens_BT: jax.Array, places: Places, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+    def __call__(
+        self, tokens_BT: jax.Array, places: Places, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
         """Return (x [B, T, D] after the last norm, the cache with these T tokens added).
 
         `places` are (segments, positions) of the tokens, int32 [B, T] each, as in the Batch contract. With a cache the
@@ -77,16 +84,18 @@ class Llama(nnx.Module):
         config = self.config
         seen = places
         if cache is not None:
-            seen = tuple(jax.lax.dynamic_update_slice_in_dim(c, p, cache.used, 1) for c, p in zip(cache.places, places))
+            seen = _write(cache.places[0], places[0], cache.used), _write(cache.places[1], places[1], cache.used)
         angles_BTh = rope_angles(config, places[1])
-        layer = partial(_layer, config, angles_BTh, places, seen, None if cache is None else cache.used)
+        layer: Layer = partial(_layer, config, angles_BTh, (places, seen), None if cache is None else cache.used)
         if config.remat == Remat.FULL:
             layer = jax.checkpoint(layer)
         x_BTD = constrain(self.embed[...][tokens_BT].astype(config.compute_dtype), "batch", "length", "hidden")
         old = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
         x_BTD, new = _over_layers(layer, x_BTD, (self._stacked(), old), config)
         x_BTD = rms_norm(x_BTD, self.final_norm[...], config.norm_eps)
-        return x_BTD, None if cache is None else Cache(*new, seen, cache.used + tokens_BT.shape[1])
+        if cache is None or new is None:
+            return x_BTD, None
+        return x_BTD, Cache(*new, seen, cache.used + tokens_BT.shape[1])
 
     def head_VD(self) -> jax.Array:
         """Return the output matrix [V, D]: the embedding again if the model ties them."""
@@ -112,7 +121,7 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
 def abstract_model(config: LlamaConfig) -> tuple[GraphDef, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str, ...]]]:
     """Return (graphdef, shapes and dtypes, logical axes) of a model that takes no memory."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
-    axes = {path[0]: variable.get_metadata()["axes"] for path, variable in nnx.to_flat_state(state)}
+    axes = {str(path[0]): variable.get_metadata()["axes"] for path, variable in nnx.to_flat_state(state)}
     return graphdef, nnx.to_pure_dict(state), axes
 
 
@@ -135,32 +144,44 @@ def _weight(config: LlamaConfig, rngs: nnx.Rngs, *axes: str, stddev: float | Non
     return nnx.Param((stddev * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype), axes=axes)
 
 
-def _over_layers(layer, x_BTD, stacked, config: LlamaConfig):
+def _over_layers(
+    layer: Layer, x_BTD: jax.Array, stacked: LayerInput, config: LlamaConfig
+) -> tuple[jax.Array, KeysValues | None]:
     """Apply `layer` L times: one compiled body (scan), or written out, which compiles longer and runs faster."""
     if config.scan_layers:
         return jax.lax.scan(layer, x_BTD, stacked)
     outputs = []
     for i in range(config.n_layers):
-        x_BTD, output = layer(x_BTD, jax.tree.map(lambda leaf: leaf[i], stacked))  # noqa: B023
+        x_BTD, output = layer(x_BTD, jax.tree.map(itemgetter(i), stacked))
         outputs.append(output)
     return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-def _layer(config, angles_BTh, places: Places, seen: Places, used, x_BTD, weights_and_cache):
-    """One decoder layer in scan's form: (carry, this layer's weights and cache) -> (carry, this layer's new cache)."""
+def _layer(
+    config: LlamaConfig,
+    angles_BTh: jax.Array,
+    places: tuple[Places, Places],
+    used: jax.Array | None,
+    x_BTD: jax.Array,
+    weights_and_cache: LayerInput,
+) -> tuple[jax.Array, KeysValues | None]:
+    """One decoder layer in scan's form: (x, its weights and cache) -> (x, its new cache). `places`: queries', keys'."""
     weights, cache = weights_and_cache
     w = {name: weight.astype(config.compute_dtype) for name, weight in weights.items()}
     h_BTD = rms_norm(x_BTD, weights["attention_norm"], config.norm_eps)
     q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w["q"]), angles_BTh)
     k_BSKH = rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["k"]), angles_BTh)
     v_BSKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w["v"])
-    if cache is not None:
-        k_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[0], k_BSKH, used, axis=1)
-        v_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[1], v_BSKH, used, axis=1)
-        cache = (k_BSKH, v_BSKH)
-    a_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, q_places=places, k_places=seen)
+    if cache is not None and used is not None:
+        k_BSKH, v_BSKH = cache = _write(cache[0], k_BSKH, used), _write(cache[1], v_BSKH, used)
+    a_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, q_places=places[0], k_places=places[1])
     x_BTD = constrain(x_BTD + jnp.einsum("BTNH,NHD->BTD", a_BTNH, w["o"]), "batch", "length", "hidden")
     h_BTD = rms_norm(x_BTD, weights["mlp_norm"], config.norm_eps)
     f_BTF = jax.nn.silu(jnp.einsum("BTD,DF->BTF", h_BTD, w["gate"])) * jnp.einsum("BTD,DF->BTF", h_BTD, w["up"])
     x_BTD = constrain(x_BTD + jnp.einsum("BTF,FD->BTD", f_BTF, w["down"]), "batch", "length", "hidden")
     return x_BTD, cache
+
+
+def _write(slots: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+    """Return `slots` [B, S, ...] with `new` [B, T, ...] in the T slots from `at` on."""
+    return jax.lax.dynamic_update_slice_in_dim(slots, new, at, axis=1)

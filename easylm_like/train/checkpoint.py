@@ -19,10 +19,12 @@ from easylm_like.model.config import LlamaConfig, Remat, RopeScaling
 from easylm_like.model.llama import Params
 from easylm_like.train.state import TrainState
 
-RunInfo = dict[str, object]
+RunInfo = Mapping[str, object]
 
 
-def open_checkpoints(folder: str | os.PathLike[str], *, keep: int | None = None, create: bool = False) -> ocp.CheckpointManager:
+def open_checkpoints(
+    folder: str | os.PathLike[str], *, keep: int | None = None, create: bool = False
+) -> ocp.CheckpointManager:
     """Return Orbax's manager of a folder of checkpoints."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=True)
     handlers = {
@@ -38,7 +40,7 @@ def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState, run: RunI
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(state.params),
         optimizer=ocp.args.PyTreeSave(state.opt_state),
-        run=ocp.args.JsonSave(run),
+        run=ocp.args.JsonSave(dict(run)),
     )
     manager.save(int(state.step), args=items)
 
@@ -46,7 +48,9 @@ def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState, run: RunI
 def save_params(folder: str | os.PathLike[str], params: Mapping[str, np.ndarray], run: RunInfo) -> None:
     """Write weights alone as checkpoint 0 of a new folder, for runs that start from them."""
     with open_checkpoints(folder, create=True) as manager:
-        manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(dict(params)), run=ocp.args.JsonSave(run)))
+        manager.save(
+            0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(dict(params)), run=ocp.args.JsonSave(dict(run)))
+        )
 
 
 def restore_checkpoint(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
@@ -78,7 +82,9 @@ def read_run_info(folder: str | os.PathLike[str], step: int | None = None) -> tu
     with open_checkpoints(folder) as manager:
         steps = manager.all_steps()
         if not steps or (step is not None and step not in steps):
-            raise UserError(f"{folder}: no checkpoint of step {'any' if step is None else step}; there are {list(steps)}")
+            raise UserError(
+                f"{folder}: no checkpoint of step {'any' if step is None else step}; there are {list(steps)}"
+            )
         step = max(steps) if step is None else step
         return step, manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
@@ -102,8 +108,8 @@ def shape_to_json(config: LlamaConfig) -> dict[str, object]:
     return dataclasses.asdict(config)
 
 
-def shape_from_json(fields: dict[str, object]) -> LlamaConfig:
+def shape_from_json(fields: object) -> LlamaConfig:
     """Return the LlamaConfig that `shape_to_json` wrote."""
-    scaling = fields["rope_scaling"]
-    scaling = RopeScaling(**scaling) if isinstance(scaling, dict) else None
+    assert isinstance(fields, dict), fields
+    scaling = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
     return LlamaConfig(**fields | {"rope_scaling": scaling, "remat": Remat(fields["remat"])})

@@ -31,7 +31,11 @@ class DataConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """Where the weights come from: a Hugging Face folder (`init_from`), or random ones of `shape` (a preset or your own)."""
+    """Where the weights come from: `init_from`, or random ones of `shape` (a preset or your own).
+
+    `init_from` is the work directory of another run, or what `python -m easylm_like.convert from-hf` made of a Hugging
+    Face folder.
+    """
 
     init_from: str = ""
     shape: LlamaConfig | None = None
@@ -82,7 +86,13 @@ def check_run(config: RunConfig) -> None:
         raise UserError("give either config.model.init_from (a folder to start from) or config.model.shape, not both")
     if not config.data.tokenizer and not config.model.init_from:
         raise UserError("config.data.tokenizer is empty and there is no config.model.init_from to take one from")
-    for name, least in (("steps", 1), ("batch_size", 1), ("micro_batches", 1), ("log_every", 1), ("keep_checkpoints", 1)):
+    for name, least in (
+        ("steps", 1),
+        ("batch_size", 1),
+        ("micro_batches", 1),
+        ("log_every", 1),
+        ("keep_checkpoints", 1),
+    ):
         if getattr(config, name) < least:
             raise UserError(f"config.{name} must be at least {least}, got {getattr(config, name)}")
     for name in ("heldout_every", "checkpoint_every"):

@@ -12,7 +12,7 @@ from easylm_like.data.loader import Batch, Loader
 from easylm_like.model.llama import Params
 from easylm_like.train.step import to_devices
 
-GroupLoss = Callable[[Params, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+GroupLoss = Callable[[Params, Batch, np.ndarray], tuple[jax.Array, jax.Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def heldout_losses(group_loss: GroupLoss, params: Params, loader: Loader, mesh: 
     names = group_names(loader)
     nll, tokens = np.zeros(len(names)), np.zeros(len(names))
     for step in range(loader.steps_per_epoch):
-        batch, groups = to_devices(mesh, loader.batch(step), token_groups(loader, step))
+        batch, groups = to_devices(mesh, loader.batch(step)), to_devices(mesh, token_groups(loader, step))
         step_nll, step_tokens = group_loss(params, batch, groups)
         nll += np.asarray(step_nll, np.float64)
         tokens += np.asarray(step_tokens, np.float64)

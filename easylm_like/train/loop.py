@@ -1,10 +1,10 @@
 """The training loop: from the first step, or the last checkpoint, to the end.
 
-    WORKDIR/config.json        the resolved config, git revision and versions, written before step 0
-            tokenizer/         the tokenizer that trains, to be served with the model
-            tokens/            tokenised data sets, with rejects.jsonl and the counts that add up
-            train.log          what was printed;  metrics.jsonl: the numbers of it
-            checkpoints/STEP/  see train/checkpoint.py
+WORKDIR/config.json        the resolved config, git revision and versions, written before step 0
+        tokenizer/         the tokenizer that trains, to be served with the model
+        tokens/            tokenised data sets, with rejects.jsonl and the counts that add up
+        train.log          what was printed;  metrics.jsonl: the numbers of it
+        checkpoints/STEP/  see train/checkpoint.py
 """
 
 import math
@@ -73,7 +73,7 @@ def _run_steps(run: Prepared, state: TrainState, manager: ocp.CheckpointManager,
     if first == 0:
         rate.exclude(look(state))
     for number in range(first, config.steps):
-        (batch,) = to_devices(run.mesh, run.loader.batch(number))
+        batch = to_devices(run.mesh, run.loader.batch(number))
         state, metrics = step(state, batch)
         pending.append(metrics)
         done = number + 1
@@ -120,12 +120,11 @@ def _heldout_watch(run: Prepared, log: RunLog) -> Callable[[TrainState], float]:
 def _log_steps(log: RunLog, rate: Rate, pending: list[Metrics], done: int, steps: int) -> None:
     """Log the steps since the last line as one: the loss is the mean over all their trained tokens."""
     values = jax.device_get(pending)  # the one place of the loop that waits for the devices
-    for offset, metrics in enumerate(values):
+    for number, metrics in enumerate(values, start=done - len(values)):
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            number = done - len(values) + offset
             raise UserError(
-                f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing was saved since. "
-                "Lower --config.optim.learning_rate or look at the data of that step"
+                f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing was saved "
+                "since. Lower --config.optim.learning_rate or look at the data of that step"
             )
     trained = sum(float(m["trained_tokens"]) for m in values)
     tokens = sum(float(m["tokens"]) for m in values)
@@ -142,9 +141,9 @@ def _log_steps(log: RunLog, rate: Rate, pending: list[Metrics], done: int, steps
 def _describe(run: Prepared) -> str:
     dataset, loader = run.loader.dataset, run.loader
     fill = int(dataset.lengths().sum()) / (len(loader.rows) * loader.row_length)
+    counts, epochs = dataset.summary, run.config.steps / loader.steps_per_epoch
     return (
-        f"{len(dataset)} conversations, {dataset.summary['tokens']} tokens ({dataset.summary['trained']} trained, "
-        f"{dataset.summary['masked']} masked, dropped {dataset.summary['dropped_tokens'] or 'none'}) in {len(loader.rows)} rows of "
-        f"{loader.row_length}, {fill:.1%} full; {run.config.steps} steps are "
-        f"{run.config.steps / loader.steps_per_epoch:.1f} epochs; mesh {dict(run.mesh.shape)}"
+        f"{len(dataset)} conversations, {counts['tokens']} tokens ({counts['trained']} trained, {counts['masked']} "
+        f"masked, dropped {counts['dropped_tokens'] or 'none'}) in {len(loader.rows)} rows of {loader.row_length}, "
+        f"{fill:.1%} full; {run.config.steps} steps are {epochs:.1f} epochs; mesh {dict(run.mesh.shape)}"
     )

@@ -86,7 +86,7 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
 def check_continues(saved: RunInfo, now: RunInfo, workdir: Path) -> None:
     """Raise a UserError that lists what differs, if `now` is not the run that `saved` was."""
     old, new = _flat(saved), _flat(now)
-    free = tuple(f"config.{name}" for name in FREE_TO_CHANGE) + ("git", "versions", "data.summary")
+    free = (*(f"config.{name}" for name in FREE_TO_CHANGE), "git", "versions", "data.summary")
     changed = [
         f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

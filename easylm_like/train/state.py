@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,9 @@ def abstract_state(config: LlamaConfig, optimizer: optax.GradientTransformation,
     """Return the state's shapes and dtypes with their shardings, for a restore or a compile; takes no memory."""
     _, shapes, _ = abstract_model(config)
     shardings = param_shardings(config, mesh)
-    params = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n]) for n, s in shapes.items()}
+    params: Any = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n]) for n, s in shapes.items()}
     replicated = NamedSharding(mesh, PartitionSpec())
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     opt_state = optax.tree.map_params(
         optimizer,
         lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
@@ -35,7 +37,7 @@ def abstract_state(config: LlamaConfig, optimizer: optax.GradientTransformation,
         params,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), params, opt_state)
+    return TrainState(step, params, opt_state)
 
 
 def init_state(

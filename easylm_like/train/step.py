@@ -1,6 +1,7 @@
 """One update, as a pure function of (state, batch), and the loss of one batch without an update."""
 
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from easylm_like.train.loss import token_nll
 from easylm_like.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
+Rows = TypeVar("Rows", Batch, np.ndarray)
 
 
 def train_step(
@@ -27,7 +29,7 @@ def train_step(
     schedule: optax.Schedule,
     micro_batches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """Return the next state and fp32 scalars: loss, grad_norm (before clipping), learning_rate, trained and real tokens.
+    """Return the next state and fp32 scalars: loss, grad_norm (before clipping), learning_rate, trained_tokens, tokens.
 
     The gradient is that of sum(weights * nll) / sum(weights) over the global batch, whatever `micro_batches` and the
     mesh: sums are accumulated and divided once.
@@ -55,16 +57,16 @@ def train_step(
 
 
 def group_loss(
-    params: Params, batch: Batch, groups: jax.Array, *, graphdef: GraphDef, n_groups: int
+    params: Params, batch: Batch, groups: jax.Array | np.ndarray, *, graphdef: GraphDef, n_groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Return fp32 (sum of weights * nll [n_groups], sum of weights [n_groups]); `groups` int32 [B, T] names each token's group."""
+    """Return fp32 sums of weights * nll and of weights, [n_groups] each; `groups` int32 [B, T] names each group."""
     nll_BT = _nll(graphdef, params, batch)
     zeros = jnp.zeros(n_groups, jnp.float32)
     return zeros.at[groups].add(batch.weights * nll_BT), zeros.at[groups].add(batch.weights)
 
 
-def to_devices(mesh: Mesh, *local: Batch | np.ndarray) -> tuple[Batch | jax.Array, ...]:
-    """Make global arrays, cut over the mesh by (batch, length), out of every host's own rows."""
+def to_devices(mesh: Mesh, local: Rows) -> Rows:
+    """Make global arrays [B, T], cut over the mesh by (batch, length), out of every host's own rows."""
     sharding = NamedSharding(mesh, partition_spec(("batch", "length")))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
 
@@ -75,8 +77,9 @@ def _weighted_nll(graphdef: GraphDef, params: Params, batch: Batch) -> jax.Array
 
 def _nll(graphdef: GraphDef, params: Params, batch: Batch) -> jax.Array:
     model = nnx.merge(graphdef, params)
-    x_BTD, _ = model(batch.tokens, (batch.segments, batch.positions))
-    return token_nll(x_BTD, model.head_VD(), batch.targets)
+    tokens_BT, targets_BT, _, segments_BT, positions_BT = map(jnp.asarray, batch)
+    x_BTD, _ = model(tokens_BT, (segments_BT, positions_BT))
+    return token_nll(x_BTD, model.head_VD(), targets_BT)
 
 
 def _split(leaf_BT: jax.Array, parts: int) -> jax.Array:
