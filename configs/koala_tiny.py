@@ -12,7 +12,7 @@ from easylm_like.train.config import DataConfig, ModelConfig, OptimConfig, RunCo
 
 def get_config(variant: str = "") -> RunConfig:
     data = "runs/koala_tiny"
-    config = RunConfig(steps=700, batch_size=16, log_every=50, heldout_every=100, checkpoint_every=350)
+    config = RunConfig(steps=600, batch_size=16, log_every=50, heldout_every=100, checkpoint_every=300)
     config.data = DataConfig(
         train=f"{data}/data/train.jsonl",
         heldout=f"{data}/data/heldout.jsonl",

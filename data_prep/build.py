@@ -44,7 +44,7 @@ def build(config: MixtureConfig, out: Path) -> bool:
         reasons = dict(Counter(reject.reason for reject in ledger.rejects))
         raise UserError(f"nothing is left to train on; {len(heldout)} held out, rejected: {reasons}")
     try:
-        with atomic_folder(out) as folder:
+        with atomic_folder(out, mark=NAME) as folder:
             write_conversations(folder / "train.jsonl", train)
             write_conversations(folder / "heldout.jsonl", heldout)
             _write_rejects(folder / "rejects.jsonl", ledger.rejects)

@@ -37,8 +37,8 @@ OPPOSITES = {
     "high": "low", "long": "short", "loud": "quiet",
 }  # fmt: skip
 SOUNDS = {
-    "dog": "barks", "cat": "meows", "cow": "moos", "duck": "quacks", "lion": "roars", "sheep": "bleats",
-    "horse": "neighs", "bee": "buzzes", "frog": "croaks", "owl": "hoots", "pig": "oinks", "wolf": "howls",
+    "a dog": "barks", "a cat": "meows", "a cow": "moos", "a duck": "quacks", "a lion": "roars", "a sheep": "bleats",
+    "a horse": "neighs", "a bee": "buzzes", "a frog": "croaks", "an owl": "hoots", "a pig": "oinks", "a wolf": "howls",
 }  # fmt: skip
 WORDS = (
     "river stone cloud apple table window garden silver winter music paper bridge candle forest mirror button "
@@ -69,9 +69,9 @@ FACTS = {
     ),
     "sound": (
         SOUNDS,
-        ("What does a {0} do?", "What sound does a {0} make?", "Tell me what a {0} does.", "How does a {0} sound?",
-         "Which sound comes from a {0}?"),
-        "A {0} {1}.",
+        ("What does {0} do?", "What sound does {0} make?", "Tell me what {0} does.", "How does {0} sound?",
+         "Which sound comes from {0}?"),
+        "{0} {1}.",
     ),
 }  # fmt: skip
 
@@ -90,7 +90,7 @@ def write_demo(out: Path, seed: int) -> None:
     """Write the two folders of native files; the same seed gives the same bytes."""
     rng = random.Random(seed)
     train, heldout = _split(all_questions(rng), rng)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, mark="train/alpaca.json") as folder:
         chats = [rng.sample([q for q in train if len(q.turns) == 1], rng.choice((2, 3))) for _ in range(CHATS)]
         single = [q for q in train if len(q.turns) == 1]
         _write_files(folder / "train", single[::2], chats + [[q] for q in train if len(q.turns) > 1], train)
@@ -115,9 +115,8 @@ def _facts(rng: random.Random) -> list[Question]:
         for key, value in table.items():
             for way in ways:
                 wrong = rng.choice(sorted(set(table.values()) - {value}))
-                questions.append(
-                    Question((_sentence(way.format(key)),), answer.format(key, value), answer.format(key, wrong))
-                )
+                good, bad = (_sentence(answer.format(key, said)) for said in (value, wrong))
+                questions.append(Question((way.format(key),), good, bad))
     return questions
 
 

@@ -18,7 +18,7 @@ def write_tokenizer(data: Path, template: Template, vocab_size: int, out: Path) 
         UserError: the file cannot be read or is too little text for `vocab_size` pieces.
     """
     tokenizer = train_sentencepiece(_lines(data, template), vocab_size)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, mark="tokenizer.json") as folder:
         tokenizer.save(folder)
 
 

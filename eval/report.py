@@ -71,7 +71,7 @@ def write_report(config: ReportConfig) -> dict[str, object]:
         "versions": versions(("jax", "flax", "tokenizers")),
         "digest": digest,
     }
-    with atomic_folder(config.out) as folder:
+    with atomic_folder(config.out, mark="report.json") as folder:
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         (folder / "report.md").write_text(_markdown(report, table(after, before, accuracy), answers))
         for name, given in answers.items():

@@ -52,7 +52,7 @@ def convert_to_hf(run: Path, out: Path, step: int | None, dtype: str) -> None:
         raise UserError(f"{run}/tokenizer is not the one that trained this checkpoint; put that one back")
     template, shape = get_template(str(info["template"])), shape_from_json(info["shape"])
     params = load_params(run / "checkpoints", step)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, mark=ORIGIN_FILE) as folder:
         write_folder(folder, shape, params, tokenizer, template, dtype=dtype, origin=origin)
         proof = verify_logits(shape, params, folder, probe_prompts(tokenizer, template, 128))
         verify_tokenizer(folder, tokenizer, template)

@@ -83,7 +83,7 @@ def load_or_tokenize(
     digest.update(json.dumps([FORMAT, str(template), tokenizer.digest, row_length, too_long]).encode())
     folder = cache / digest.hexdigest()[:16]
     if not (folder / "summary.json").is_file():
-        with atomic_folder(folder) as partial:
+        with atomic_folder(folder, mark="records.jsonl") as partial:
             write_dataset(partial, encode(read_conversations(path), template, tokenizer), row_length, too_long, path)
     return read_dataset(folder, digest.hexdigest())
 

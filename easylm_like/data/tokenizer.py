@@ -205,6 +205,12 @@ def _backend_from_pieces(processor: sentencepiece.SentencePieceProcessor) -> tok
     )
     control = [pieces[i] for i in range(size) if processor.is_control(i) or processor.is_unknown(i)]
     backend.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True) for text in control])
+    bos = processor.bos_id()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{pieces[bos]} $A",  # plain text gets a BOS, as LLaMA's folders do it
+        pair=f"{pieces[bos]} $A {pieces[bos]}:1 $B:1",
+        special_tokens=[(pieces[bos], bos)],
+    )
     return backend
 
 

@@ -28,7 +28,7 @@ from easylm_like.train.checkpoint import (
 )
 from easylm_like.train.config import RunConfig
 from easylm_like.train.heldout import group_names, heldout_losses
-from easylm_like.train.prepare import Prepared, check_continues, prepare
+from easylm_like.train.prepare import Prepared, check_continues, prepare, write_workdir
 from easylm_like.train.runlog import Rate, RunLog
 from easylm_like.train.state import TrainState, abstract_state, init_state
 from easylm_like.train.step import Metrics, group_loss, to_devices, train_step
@@ -48,6 +48,7 @@ def train(config: RunConfig, workdir: Path) -> None:
         done = manager.latest_step()
         if done is not None:
             check_continues(read_run_info(folder, done)[1], run.info, workdir)
+        write_workdir(run, workdir)  # not before it is sure whose work directory it is
         log = RunLog(workdir, active=jax.process_index() == 0, resume_at=done or 0)
         if done == config.steps:
             log.line(f"already trained: step {done} of {config.steps} is in {folder}")

@@ -44,6 +44,7 @@ class Prepared:
     config: RunConfig
     mesh: Mesh
     shape: LlamaConfig
+    tokenizer: Tokenizer
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     loader: Loader
@@ -53,7 +54,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig, workdir: Path) -> Prepared:
-    """Check `config`, tokenise its data and write WORKDIR/{config.json, tokenizer/, tokens/}.
+    """Check `config` and tokenise its data into WORKDIR/tokens/; nothing else is written yet.
 
     Raises:
         UserError: something in the config, the data or the start does not fit.
@@ -78,9 +79,17 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
         "git": git_revision(),
         "versions": versions(("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")),
     }
-    _write_workdir(workdir, info, tokenizer)
     optimizer = make_optimizer(config.optim, schedule)
-    return Prepared(config, mesh, shape, schedule, optimizer, loader, heldout, start, info)
+    return Prepared(config, mesh, shape, tokenizer, schedule, optimizer, loader, heldout, start, info)
+
+
+def write_workdir(run: Prepared, workdir: Path) -> None:
+    """Write WORKDIR/config.json and WORKDIR/tokenizer/, on one host."""
+    if jax.process_index() == 0:
+        with atomic_file(workdir / "config.json") as path:
+            path.write_text(json.dumps(run.info, indent=2) + "\n")
+        with atomic_folder(workdir / "tokenizer", mark="tokenizer.json") as folder:
+            run.tokenizer.save(folder)
 
 
 def check_continues(saved: RunInfo, now: RunInfo, workdir: Path) -> None:
@@ -140,14 +149,6 @@ def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, *
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
-
-
-def _write_workdir(workdir: Path, info: RunInfo, tokenizer: Tokenizer) -> None:
-    if jax.process_index() == 0:
-        with atomic_file(workdir / "config.json") as path:
-            path.write_text(json.dumps(info, indent=2) + "\n")
-        with atomic_folder(workdir / "tokenizer") as folder:
-            tokenizer.save(folder)
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

@@ -1,0 +1,133 @@
+"""One update, against transformers and torch: loss, gradient, AdamW, and micro-batches that change nothing."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from easylm_like.data.loader import Batch
+from easylm_like.model.config import LlamaConfig
+from easylm_like.model.llama import Params, abstract_model
+from easylm_like.train.config import OptimConfig, Schedule
+from easylm_like.train.optim import make_optimizer, make_schedule
+from easylm_like.train.state import TrainState
+from easylm_like.train.step import Metrics, group_loss, train_step
+
+from .conftest import Twin
+
+PLAIN = optax.sgd(1.0)  # the weights before minus the weights after are the gradient itself
+CONSTANT = optax.constant_schedule(1.0)
+
+
+def step_from(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def gradient(
+    shape: LlamaConfig, params: Params, batch: Batch, micro_batches: int = 1
+) -> tuple[dict[str, np.ndarray], Metrics]:
+    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=PLAIN, schedule=CONSTANT)
+    state, metrics = jax.jit(partial(step, micro_batches=micro_batches))(step_from(params, PLAIN), batch)
+    return {name: np.asarray(params[name] - state.params[name]) for name in params}, metrics
+
+
+def test_loss_and_gradient_of_packed_rows_are_those_of_transformers_on_each_record_alone(
+    twin: Twin, shape: LlamaConfig, params: Params, batch: Batch
+) -> None:
+    model = twin.model(params)
+    loss = twin.loss(model, batch)
+    loss.backward()
+    got, metrics = gradient(shape, params, batch)
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    wanted = {name: weight.grad.numpy() for name, weight in model.named_parameters()}
+    for name, array in twin.names(got).items():
+        np.testing.assert_allclose(array, wanted[name], atol=2e-6, rtol=1e-4, err_msg=name)
+    assert max(np.abs(array).max() for array in wanted.values()) > 0.01
+
+
+def test_updates_are_those_of_torchs_adamw_with_clipping_and_undecayed_norms(
+    twin: Twin, shape: LlamaConfig, params: Params, batch: Batch
+) -> None:
+    config = OptimConfig(
+        learning_rate=0.01, schedule=Schedule.LINEAR, warmup_steps=2, beta2=0.9, eps=1e-6, weight_decay=0.3, clip_norm=0.2
+    )
+    schedule = make_schedule(config, 4)
+    optimizer = make_optimizer(config, schedule)
+    model = twin.model(params)
+    norms = [weight for name, weight in model.named_parameters() if "norm" in name]
+    others = [weight for name, weight in model.named_parameters() if "norm" not in name]
+    theirs = torch.optim.AdamW(
+        [{"params": others}, {"params": norms, "weight_decay": 0.0}], betas=(0.9, 0.9), eps=1e-6, weight_decay=0.3
+    )
+    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=optimizer, schedule=schedule)
+    ours, step = step_from(params, optimizer), jax.jit(step)
+    for number, rate in enumerate((0.005, 0.01, 0.01, 0.005)):  # two steps of warm-up, then from the peak down to 0
+        loss = twin.loss(model, batch)
+        theirs.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+        for group in theirs.param_groups:
+            group["lr"] = rate
+        theirs.step()
+        ours, metrics = step(ours, batch)
+        assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-3)
+        assert norm > 0.2
+        assert float(metrics["learning_rate"]) == pytest.approx(rate)
+        assert int(ours.step) == number + 1
+    for name, weight in twin.names(ours.params).items():
+        wanted = model.get_parameter(name).detach().numpy()
+        np.testing.assert_allclose(weight, wanted, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches_change_nothing(shape: LlamaConfig, params: Params, batch: Batch, micro_batches: int) -> None:
+    trained = batch.weights.reshape(-1, micro_batches, 32).sum((0, 2))
+    assert trained.max() > 1.2 * trained.min(), "a mean of means would be the mean"
+    whole, wanted = gradient(shape, params, batch)
+    parts, metrics = gradient(shape, params, batch, micro_batches)
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], atol=1e-6, err_msg=name)
+    assert jax.tree.map(float, metrics) == pytest.approx(jax.tree.map(float, wanted), rel=1e-5)
+
+
+def test_metrics_count_trained_and_real_tokens(shape: LlamaConfig, params: Params, batch: Batch) -> None:
+    got, metrics = gradient(shape, params, batch)
+    assert float(metrics["trained_tokens"]) == batch.weights.sum()
+    assert float(metrics["tokens"]) == (batch.segments > 0).sum()
+    norm = np.sqrt(sum(np.sum(array.astype(np.float64) ** 2) for array in got.values()))
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_batch_without_trained_tokens_changes_nothing(shape: LlamaConfig, params: Params, batch: Batch) -> None:
+    got, metrics = gradient(shape, params, batch._replace(weights=np.zeros_like(batch.weights)))
+    assert (float(metrics["loss"]), float(metrics["grad_norm"]), float(metrics["trained_tokens"])) == (0, 0, 0)
+    assert not any(array.any() for array in got.values())
+
+
+def test_bfloat16_weights_stay_bfloat16_and_compute_nearly_the_same(
+    shape: LlamaConfig, params: Params, batch: Batch
+) -> None:
+    _, wanted = gradient(shape, params, batch)
+    halves = {name: weight.astype(jnp.bfloat16) for name, weight in params.items()}
+    small = LlamaConfig(**{f: getattr(shape, f) for f in shape.__slots__} | {"compute_dtype": "bfloat16"})
+    step = partial(train_step, graphdef=abstract_model(small)[0], optimizer=PLAIN, schedule=CONSTANT)
+    state, metrics = jax.jit(partial(step, micro_batches=2))(step_from(halves, PLAIN), batch)
+    assert {str(weight.dtype) for weight in state.params.values()} == {"bfloat16"}
+    assert metrics["loss"].dtype == jnp.float32
+    assert float(metrics["loss"]) == pytest.approx(float(wanted["loss"]), rel=0.01)
+
+
+def test_group_loss_sums_every_group_apart(twin: Twin, shape: LlamaConfig, params: Params, batch: Batch) -> None:
+    groups = np.random.default_rng(2).integers(0, 3, batch.tokens.shape, np.int32)
+    losses = jax.jit(partial(group_loss, graphdef=abstract_model(shape)[0], n_groups=4))
+    nll, weights = losses(params, batch, groups)
+    with torch.no_grad():
+        weighted = twin.nll(twin.model(params), batch).numpy() * batch.weights
+    for group in range(4):
+        assert float(nll[group]) == pytest.approx(weighted[groups == group].sum(), rel=1e-4)
+        assert float(weights[group]) == batch.weights[groups == group].sum()
