@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     report.add_argument("--score", action="store_true", help="count answers that equal the reference")
     report.add_argument("--limit", type=int, default=0, help="answer about this many conversations, of every source")
     answers.add_argument("--prompt", action="append", required=True, help="a user's message; may be given again")
-    answers.add_argument("--marker", choices=("good", "bad"), default="good")
+    answers.add_argument("--marker", choices=("good", "bad"), action="append", help="default: good; may be given again")
     answers.add_argument("--temperature", type=float, default=0.0)
     answers.add_argument("--top_p", type=float, default=1.0)
     args = parser.parse_args(argv)
@@ -48,6 +48,11 @@ def _report(args: argparse.Namespace) -> None:
     fields = {name: value for name, value in vars(args).items() if name != "command"}
     write_report(ReportConfig(**fields))
     print((args.out / "report.md").read_text())
+    places = {"data": args.data.parent, "model": args.model, "report": args.out}
+    if args.run is not None:
+        places["checkpoints"] = args.run / "checkpoints"
+    for name, place in sorted(places.items()):
+        print(f"{name + ':':13}{place}")
 
 
 def _answers(args: argparse.Namespace) -> None:
@@ -57,11 +62,12 @@ def _answers(args: argparse.Namespace) -> None:
 
     from .answers import answer
 
-    sampling = Sampling(temperature=args.temperature, top_p=args.top_p)
+    model, sampling = load_model(args.model), Sampling(temperature=args.temperature, top_p=args.top_p)
     chats = [[Message(Role.USER, prompt)] for prompt in args.prompt]
-    texts = answer(load_model(args.model), chats, Quality(args.marker), max_new=args.max_new, sampling=sampling)
-    for prompt, text in zip(args.prompt, texts, strict=True):
-        print(f"{prompt}\n[{args.marker}] {text}\n")
+    for marker in args.marker or ["good"]:
+        texts = answer(model, chats, Quality(marker), max_new=args.max_new, sampling=sampling)
+        for prompt, text in zip(args.prompt, texts, strict=True):
+            print(f"[{marker}] {prompt} -> {text}")
 
 
 def _loss(args: argparse.Namespace) -> None:

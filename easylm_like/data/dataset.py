@@ -136,7 +136,7 @@ def write_dataset(
 def read_dataset(folder: Path, digest: str) -> TokenDataset:
     """Open the files of a data set; the big arrays stay on disk until they are touched."""
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "weights", "bad")}
-    records = [json.loads(line) for line in (folder / "records.jsonl").open()]
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     return TokenDataset(
         **arrays,
         offsets=np.load(folder / "offsets.npy"),

@@ -79,7 +79,9 @@ def _align(
         return Rejected(conversation, "straddling_token", f"token {token!r} lies across the border of an answer")
     if problem := _boundary_problem(spans, ids, span_of, tokenizer):
         return Rejected(conversation, "special_token_lost", problem)
-    return Encoded(conversation, spans, ids, weight[span_of], span_of)
+    weights = weight[span_of]
+    weights[0] = 0  # nothing comes before it that could predict it
+    return Encoded(conversation, spans, ids, weights, span_of)
 
 
 def _boundary_problem(spans: Sequence[Span], ids: np.ndarray, span_of: np.ndarray, tokenizer: Tokenizer) -> str | None:

@@ -87,6 +87,8 @@ def tokenizer_from_sentencepiece(model: bytes, where: str = "tokenizer.model") -
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
         raise UserError(f"{where}: not a SentencePiece model ({error})") from error
+    if processor.bos_id() < 0 or processor.eos_id() < 0:
+        raise UserError(f"{where}: has no tokens for the beginning and the end of a text; answers could not end")
     backend = _backend_from_pieces(processor)
     special = SpecialTokens(
         processor.id_to_piece(processor.bos_id()), processor.id_to_piece(processor.eos_id()), _reserved(backend)

@@ -14,7 +14,9 @@ def test_nll_is_torchs_cross_entropy(scale: float) -> None:
     x_BTD = (scale * random.normal(size=(2, 5, 8))).astype(np.float32)
     head_VD, targets_BT = random.normal(size=(11, 8)).astype(np.float32), random.integers(0, 11, (2, 5))
     logits = torch.tensor(x_BTD, dtype=torch.float64) @ torch.tensor(head_VD, dtype=torch.float64).T
-    want = torch.nn.functional.cross_entropy(logits.reshape(-1, 11), torch.tensor(targets_BT).flatten(), reduction="none")
+    want = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, 11), torch.tensor(targets_BT).flatten(), reduction="none"
+    )
     got = token_nll(jnp.asarray(x_BTD), jnp.asarray(head_VD), jnp.asarray(targets_BT))
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got.ravel(), want, rtol=1e-5, atol=1e-5 * scale)

@@ -1,0 +1,64 @@
+"""What can be seen to be wrong with a run before anything is loaded."""
+
+from collections.abc import Callable
+
+import pytest
+
+from easylm_like.errors import UserError
+from easylm_like.train.config import RunConfig, check_batch, check_run
+
+
+def test_the_tiny_run_is_right(new_config: Callable[[], RunConfig]) -> None:
+    check_run(new_config())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("data.train", "", "config.data.train is empty"),
+        ("data.tokenizer", "", "config.data.tokenizer is empty and there is no config.model.init_from"),
+        ("data.row_length", 1, "config.data.row_length must be at least 2, got 1"),
+        ("model.shape", None, "either config.model.init_from .* or config.model.shape"),
+        ("model.init_from", "runs/other", "either config.model.init_from .* or config.model.shape"),
+        ("steps", 0, "config.steps must be at least 1, got 0"),
+        ("batch_size", 0, "config.batch_size must be at least 1, got 0"),
+        ("micro_batches", 0, "config.micro_batches must be at least 1, got 0"),
+        ("log_every", 0, "config.log_every must be at least 1, got 0"),
+        ("keep_checkpoints", 0, "config.keep_checkpoints must be at least 1, got 0"),
+        ("heldout_every", -1, r"config.heldout_every must be 0 \(only at the end\) or more, got -1"),
+        ("checkpoint_every", -5, r"config.checkpoint_every must be 0 \(only at the end\) or more, got -5"),
+    ],
+)
+def test_a_wrong_field_is_named(new_config: Callable[[], RunConfig], path: str, value: object, sentence: str) -> None:
+    config = new_config()
+    *parts, name = path.split(".")
+    setattr(getattr(config, parts[0]) if parts else config, name, value)
+    with pytest.raises(UserError, match=sentence):
+        check_run(config)
+
+
+@pytest.mark.parametrize("part", ["data", "model", "optim", "mesh"])
+def test_a_misspelt_field_is_an_error(new_config: Callable[[], RunConfig], part: str) -> None:
+    with pytest.raises(AttributeError):
+        getattr(new_config(), part).lerning_rate = 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batches", "mesh", "sentence"),
+    [
+        (12, 1, (2, 4, 1, 1), r"batch_size 12 must be a multiple of 8 .*= 8 devices.* --config.batch_size=8$"),
+        (8, 3, (1, 2, 1, 4), r"batch_size 8 must be a multiple of 6 .*= 2 devices, 3 micro-batches.*=6$"),
+        (1, 1, (1, 8, 1, 1), r"try --config.batch_size=8$"),
+        (8, 1, (1, 1, 3, 1), r"row_length 64 must be a multiple of mesh.sequence 3"),
+    ],
+)
+def test_a_batch_must_divide_by_the_devices_that_share_it(
+    new_config: Callable[[], RunConfig], batch: int, micro_batches: int, mesh: tuple[int, ...], sentence: str
+) -> None:
+    config = new_config()
+    config.batch_size, config.micro_batches = batch, micro_batches
+    sizes = dict(zip(("replica", "fsdp", "sequence", "tensor"), mesh, strict=True))
+    with pytest.raises(UserError, match=sentence):
+        check_batch(config, sizes)
+    config.batch_size, config.micro_batches = 24, 1
+    check_batch(config, sizes | {"sequence": 4})
