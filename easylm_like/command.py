@@ -7,10 +7,10 @@ from easylm_like.errors import UserError
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call `main(argv)`; a UserError becomes one line on stderr and status 1, a defect of ours stays a traceback."""
+    """Call `main(argv)`; what the user or the disk did becomes one line and status 1, our defects stay tracebacks."""
     try:
         main(argv)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ def answer(
     """Return the model's answer to each list of messages (the last one a user's) under the marker `quality`.
 
     Raises:
-        ValueError: a prompt does not fit the model with `max_new` more tokens, or the template cannot hold it.
+        UserError: a prompt does not fit the model with `max_new` more tokens, or the template cannot hold it.
     """
     texts = [model.template.prompt(chat, model.tokenizer.special, quality) for chat in messages]
     prompts = [ids for ids, _ in model.tokenizer.encode(texts)]

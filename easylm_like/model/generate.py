@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Cache, GraphDef, Params, abstract_model, empty_cache, logits_of
 
@@ -46,23 +47,24 @@ def generate(
     the prompt's index, not on its neighbours in the batch.
 
     Raises:
-        ValueError: a prompt is empty, or longer than the model's max_length allows.
+        UserError: a prompt is empty, or longer than the model's max_length allows.
     """
     longest = max(map(len, prompts), default=0)
     if min(map(len, prompts), default=1) < 1 or longest + max_new > config.max_length:
-        raise ValueError(
+        raise UserError(
             f"prompts need 1 to {config.max_length - max_new} ids (max_length - max_new), the longest has {longest}"
         )
     graphdef, _, _ = abstract_model(config)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: dict[int, np.ndarray] = {}
-    for at in range(0, len(order), ROWS):
-        rows = order[at : at + ROWS]
-        seeds = np.array(rows + [0] * (ROWS - len(rows)), np.uint32)
+    size = min(ROWS, _power_of_two(len(prompts)))
+    for at in range(0, len(order), size):
+        rows = order[at : at + size]
+        seeds = np.array(rows + [0] * (size - len(rows)), np.uint32)
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(seeds)
         decoded = _decode(
             params,
-            _pad([prompts[i] for i in rows], ROWS),
+            _pad([prompts[i] for i in rows], size),
             keys,
             graphdef=graphdef,
             max_new=max_new,
@@ -138,9 +140,14 @@ def sample(sampling: Sampling, logits_V: jax.Array, key: jax.Array) -> jax.Array
 
 def _pad(prompts: Sequence[np.ndarray], rows: int) -> tuple[jax.Array, jax.Array]:
     """Return (tokens, segments), int32 [rows, T], T the next power of two, so that few shapes are ever compiled."""
-    length = max(16, 1 << (max(map(len, prompts)) - 1).bit_length())
+    length = max(16, _power_of_two(max(map(len, prompts))))
     tokens, segments = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
         segments[row, : len(prompt)] = 1
     return jnp.asarray(tokens), jnp.asarray(segments)
+
+
+def _power_of_two(number: int) -> int:
+    """Return the smallest power of two that is not below `number`, which is at least 1."""
+    return 1 << (max(number, 1) - 1).bit_length()

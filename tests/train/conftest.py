@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -14,12 +14,12 @@ from transformers import LlamaForCausalLM
 from easylm_like.data.loader import Batch
 from easylm_like.data.tokenizer import train_sentencepiece
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.llama import Params, init_params
+from easylm_like.model.llama import Params, abstract_model
 from easylm_like.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 
 # Every axis divides by the meshes that are tried: D by 8, heads, F and V by 2.
 SHAPE = LlamaConfig(
-    vocab_size=320, d_model=16, d_ff=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, max_length=128
+    vocab_size=384, d_model=16, d_ff=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, max_length=128
 )
 FRAME = ["BEGINNING OF CONVERSATION: USER: GPT: An Unhelpful Answer:"] * 20
 
@@ -82,10 +82,14 @@ def shape() -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def params() -> Params:
-    """Return weights of SHAPE in which no two are alike; fresh norms would all be ones."""
-    weights = jax.jit(init_params, static_argnums=0)(SHAPE, jax.random.key(0))
-    noise = np.random.default_rng(0)
-    return {n: w * noise.uniform(0.5, 1.5, w.shape).astype(np.float32) for n, w in weights.items()}
+    """Return random weights of SHAPE; the norms too, for fresh ones are all alike."""
+    random = np.random.default_rng(0)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return random.uniform(0.5, 1.5, shape) if name.endswith("norm") else random.normal(0, SHAPE.d_model**-0.5, shape)
+
+    shapes = abstract_model(SHAPE)[1]
+    return {name: jnp.asarray(draw(name, like.shape), jnp.float32) for name, like in shapes.items()}
 
 
 @pytest.fixture(scope="session")

@@ -39,8 +39,7 @@ def run_steps(shape: LlamaConfig, params: Params, batch: Batch, sizes: tuple[int
         state = init_state(shape, optimizer, mesh, 0, jax.device_put(params, shardings))
         for number in range(STEPS):
             rows = np.random.default_rng(number).permutation(len(batch.tokens))[:4].repeat(2)
-            (on_devices,) = to_devices(mesh, Batch(*(array[rows] for array in batch)))
-            state, metrics = step(state, on_devices)
+            state, metrics = step(state, to_devices(mesh, Batch(*(array[rows] for array in batch))))
             losses.append(float(metrics["loss"]))
     return Run(losses, state)
 

@@ -1,0 +1,126 @@
+"""The conversion commands: nothing is done twice, nothing half, and nothing that is somebody's is replaced."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from easylm_like.command import run_command
+from easylm_like.convert.__main__ import main
+from easylm_like.train.checkpoint import load_params, read_run_info
+
+from .conftest import SHAPES, Export
+
+Capture = pytest.CaptureFixture[str]
+NewRun = Callable[..., Path]
+
+
+def fails(capsys: Capture, *arguments: str | Path) -> str:
+    """Run a command that must end with one sentence, and return that sentence."""
+    with pytest.raises(SystemExit) as end:
+        run_command(main, [str(argument) for argument in arguments])
+    assert end.value.code == 1
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("error: ")
+    assert sentence.count("\n") == 1
+    return sentence
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_second_conversion_is_re_used_and_a_new_checkpoint_is_not(
+    new_run: NewRun, tmp_path: Path, capsys: Capture
+) -> None:
+    run, out = new_run(tmp_path / "run", SHAPES["tied"]), tmp_path / "hf"
+    arguments = ["to-hf", f"--run={run}", f"--out={out}"]
+    main(arguments)
+    assert "step 0 in float32; logits at" in capsys.readouterr().out
+    origin = json.loads((out / "easylm_like.json").read_text())
+    assert (origin["template"], origin["step"], origin["dtype"]) == ("koala", 0, "float32")
+    first, weights = listing(out), load_file(out / "model.safetensors")
+    main(arguments)
+    assert f"{out}: already holds step 0 of {run} in float32" in capsys.readouterr().out
+    assert listing(out) == first
+    main([*arguments, "--dtype=float16"])
+    assert "step 0 in float16" in capsys.readouterr().out
+    shutil.rmtree(run / "checkpoints")
+    new_run(run, SHAPES["tied"], seed=1)
+    main(arguments)
+    assert "step 0 in float32; logits at" in capsys.readouterr().out
+    assert (load_file(out / "model.safetensors")["model.norm.weight"] != weights["model.norm.weight"]).any()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hf"}
+
+
+def test_a_start_is_re_used_and_can_be_converted_on(export: Export, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["from-hf", f"--model={export.folder}", f"--out={tmp_path / 'start'}"]
+    main(arguments)
+    assert "logits at" in capsys.readouterr().out
+    step, info = read_run_info(tmp_path / "start" / "checkpoints")
+    assert (step, info["template"], info["source"]["path"]) == (0, "koala", str(export.folder))
+    for name, weight in load_params(tmp_path / "start" / "checkpoints", 0).items():
+        assert weight.tobytes() == export.params[name].tobytes()
+    before = listing(tmp_path / "start")
+    main(arguments)
+    assert "already holds" in capsys.readouterr().out
+    assert listing(tmp_path / "start") == before
+
+
+def test_a_cut_weight_file_writes_nothing(export: Export, tmp_path: Path, capsys: Capture) -> None:
+    folder = Path(shutil.copytree(export.folder, tmp_path / "cut"))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-1])
+    sentence = fails(capsys, "from-hf", f"--model={folder}", f"--out={tmp_path / 'start'}")
+    assert f"{folder}/model.safetensors: damaged or cut off" in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["cut"]
+
+
+def test_another_architecture_is_refused(export: Export, tmp_path: Path, capsys: Capture) -> None:
+    folder = Path(shutil.copytree(export.folder, tmp_path / "other"))
+    fields = json.loads((folder / "config.json").read_text())
+    for change in ({"model_type": "qwen2"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "yarn"}}):
+        (folder / "config.json").write_text(json.dumps(fields | change))
+        sentence = fails(capsys, "from-hf", f"--model={folder}", f"--out={tmp_path / 'start'}")
+        assert f"{folder}/config.json: " in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_mistakes_in_the_arguments_are_one_sentence(
+    export: Export, new_run: NewRun, tmp_path: Path, capsys: Capture
+) -> None:
+    out = f"--out={tmp_path / 'out'}"
+    assert "none/checkpoints: no such folder" in fails(capsys, "to-hf", f"--run={tmp_path / 'none'}", out)
+    assert "no checkpoint of step 5; there are [0]" in fails(capsys, "to-hf", f"--run={export.run}", out, "--step=5")
+    assert "none/config.json: No such file" in fails(capsys, "from-hf", f"--model={tmp_path / 'none'}", out)
+    sentence = fails(capsys, "from-hf", f"--model={export.folder}", out, "--template=alpaka")
+    assert "unknown template 'alpaka'" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_tokenizer_in_the_run_is_refused(new_run: NewRun, tmp_path: Path, capsys: Capture) -> None:
+    run = new_run(tmp_path / "run", SHAPES["tied"])
+    content = (run / "tokenizer" / "tokenizer.json").read_text()
+    (run / "tokenizer" / "tokenizer.json").write_text(content.replace('"version"', ' "version"', 1))
+    sentence = fails(capsys, "to-hf", f"--run={run}", f"--out={tmp_path / 'out'}")
+    assert "run/tokenizer is not the one that trained this checkpoint" in sentence
+
+
+@pytest.mark.parametrize("command", ["to-hf", "from-hf"])
+def test_a_folder_of_somebody_else_is_not_replaced(
+    export: Export, tmp_path: Path, capsys: Capture, command: str
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    source = f"--run={export.run}" if command == "to-hf" else f"--model={export.folder}"
+    assert "exists and is not replaced" in fails(capsys, command, source, f"--out={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_start_does_not_replace_a_run(export: Export, new_run: NewRun, tmp_path: Path, capsys: Capture) -> None:
+    run = new_run(tmp_path / "run", SHAPES["tied"], seed=3)
+    before = listing(run)
+    fails(capsys, "from-hf", f"--model={export.folder}", f"--out={run}")
+    assert listing(run) == before

@@ -1,0 +1,97 @@
+"""The mesh and the table: every weight has a place, and what does not fit is named before anything is allocated."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from easylm_like.errors import UserError
+from easylm_like.model.config import get_preset
+from easylm_like.model.llama import abstract_model, param_shardings
+from easylm_like.model.partition import MESH_AXES, MeshConfig, constrain, make_mesh, partition_spec
+
+from .conftest import GQA
+
+
+def test_one_size_may_be_all_that_are_left() -> None:
+    assert dict(make_mesh(MeshConfig()).shape) == {"replica": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+    assert tuple(make_mesh(MeshConfig(replica=2, tensor=2)).shape.values()) == (2, 2, 1, 2)
+    assert tuple(make_mesh(MeshConfig(fsdp=2, sequence=-1, tensor=2)).shape.values()) == (1, 2, 2, 2)
+    assert tuple(make_mesh(MeshConfig(), jax.devices()[:3]).shape.values()) == (1, 3, 1, 1)
+    mesh = make_mesh(MeshConfig(tensor=4))
+    assert mesh.axis_names == MESH_AXES
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (MeshConfig(fsdp=-1, tensor=3), r"mesh \(replica 1, fsdp -1, sequence 1, tensor 3\) needs .* there are 8"),
+        (MeshConfig(fsdp=16), r"fsdp 16.* there are 8"),
+        (MeshConfig(fsdp=4), r"fsdp 4.* there are 8"),
+        (MeshConfig(fsdp=-1, tensor=16), "tensor 16.* there are 8"),
+        (MeshConfig(fsdp=-1, tensor=-1), "sizes must be at least 1, and one of them may be -1"),
+        (MeshConfig(fsdp=0), "sizes must be at least 1"),
+        (MeshConfig(replica=-2), "sizes must be at least 1"),
+    ],
+)
+def test_a_mesh_that_is_not_the_devices_is_an_error(config: MeshConfig, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_mesh(config)
+
+
+@pytest.mark.parametrize("name", ["llama_7b", "llama2_70b", "llama32_1b"])
+def test_every_weight_has_a_place_and_big_ones_are_cut(name: str) -> None:
+    config, mesh = get_preset(name), make_mesh(MeshConfig(fsdp=4, tensor=2))
+    shardings, shapes = param_shardings(config, mesh), abstract_model(config)[1]
+    assert shardings.keys() == shapes.keys()
+    for weight, sharding in shardings.items():
+        part = np.prod(sharding.shard_shape(shapes[weight].shape)) / np.prod(shapes[weight].shape)
+        assert part == (0.25 if "norm" in weight else 0.125), weight
+
+
+def test_layers_are_never_cut() -> None:
+    for weight, sharding in param_shardings(GQA, make_mesh(MeshConfig(fsdp=4, tensor=2))).items():
+        shape = abstract_model(GQA)[1][weight].shape
+        if weight not in ("embed", "head", "final_norm"):
+            assert sharding.shard_shape(shape)[0] == GQA.n_layers, weight
+
+
+@pytest.mark.parametrize(
+    ("change", "sizes", "sentence"),
+    [
+        ({}, {"tensor": 4}, r"weight k: its kv_heads axis of 2 .* mesh axis tensor=4; tensor could be 1, 2$"),
+        (
+            {"d_model": 36},
+            {},
+            r"its embed axis of 36 does not divide by mesh axis fsdp=8; fsdp could be 1, 2, 3, 4, 6$",
+        ),
+        (
+            {"vocab_size": 97},
+            {"tensor": 2},
+            r"weight (embed|head): its vocab axis of 97 .* tensor=2; tensor could be 1$",
+        ),
+        ({"d_ff": 50}, {"tensor": 4, "n": 4}, r"its mlp axis of 50 .* tensor=4; tensor could be 1, 2, 5$"),
+    ],
+    ids=["kv_heads", "embed", "vocab", "mlp"],
+)
+def test_a_weight_that_does_not_divide_is_named_with_what_would(
+    change: dict[str, int], sizes: dict[str, int], sentence: str
+) -> None:
+    sizes = dict(sizes)
+    config = replace(GQA, **change)
+    if sizes.pop("n", None):
+        config = replace(config, n_heads=4, n_kv_heads=4)
+    with pytest.raises(UserError, match=sentence):
+        param_shardings(config, make_mesh(MeshConfig(**sizes)))
+
+
+def test_activations_are_cut_by_batch_and_length() -> None:
+    assert partition_spec(("batch", "length", "hidden")) == PartitionSpec(("replica", "fsdp"), "sequence", None)
+    x = jax.numpy.zeros((8, 4, 2))
+    with jax.set_mesh(make_mesh(MeshConfig(replica=2, fsdp=2, sequence=2))):
+        laid_out = jax.jit(lambda x: constrain(x, "batch", "length", "hidden") + 1)(x)
+    assert {shard.data.shape for shard in laid_out.addressable_shards} == {(2, 2, 2)}
+    assert constrain(x, "batch", "length", "hidden") is x  # outside of a mesh

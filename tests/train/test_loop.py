@@ -1,0 +1,265 @@
+"""Whole runs: killed and resumed, finished, refused, started from another one's weights, and gone wrong."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from easylm_like.errors import UserError
+from easylm_like.train.checkpoint import load_params, open_checkpoints, read_run_info
+from easylm_like.train.config import RunConfig, Schedule
+from easylm_like.train.loop import train
+
+NewConfig = Callable[[], RunConfig]
+
+# Runs `train` and kills its own process, as a machine does, in step 6, when the checkpoint of step 4 is on disk.
+KILLED = """
+import os, pickle, signal, sys, time
+from pathlib import Path
+import easylm_like.train.runlog as runlog
+from easylm_like.train.loop import train
+
+config, workdir = pickle.load(sys.stdin.buffer)
+metrics = runlog.RunLog.metrics
+
+def metrics_then_die(log, step, kind, values):
+    metrics(log, step, kind, values)
+    while step == 6:
+        if (workdir / "checkpoints" / "4").is_dir():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+
+runlog.RunLog.metrics = metrics_then_die
+train(config, workdir)
+"""
+
+
+def metrics(workdir: Path, kind: str = "train") -> dict[int, dict[str, float]]:
+    """Return the numbers that a run wrote down by step, speeds apart; every step only once."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line.pop("kind") == kind]
+    numbers = {line.pop("step"): {k: v for k, v in line.items() if k != "tokens_per_second"} for line in kept}
+    assert len(numbers) == len(kept)
+    return numbers
+
+
+def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Return every array of a checkpoint, weights and optimizer, by the name that Orbax gives it."""
+    with open_checkpoints(workdir / "checkpoints") as manager:
+        found = manager.item_metadata(step)
+        as_numpy = {
+            item: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found[item].tree)
+            for item in ("params", "optimizer")
+        }
+        items = {item: ocp.args.PyTreeRestore(restore_args=args) for item, args in as_numpy.items()}
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(dict(restored.items()))}
+
+
+def everything(workdir: Path) -> dict[str, bytes]:
+    """Return the content of all files but the log, which may tell what was refused."""
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file() and path.name != "train.log"
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, new_config: NewConfig) -> Path:
+    """Return the work directory of 8 steps without a break; tests must leave it as it is."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    train(new_config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, new_config: NewConfig) -> Path:
+    """Return the work directory of the same run, killed in step 6; tests must copy it."""
+    workdir = tmp_path_factory.mktemp("runs") / "killed"
+    run = pickle.dumps((new_config(), workdir))
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED], input=run, cwd=os.getcwd(), env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    return workdir
+
+
+def test_a_run_learns_and_writes_down_what_it_did(unbroken: Path, new_config: NewConfig) -> None:
+    losses = {step: numbers["loss"] for step, numbers in metrics(unbroken).items()}
+    assert list(losses) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert losses[8] < losses[1] - 1
+    heldout = metrics(unbroken, "heldout")
+    assert list(heldout) == [0, 4, 8]
+    assert heldout[8]["all"] < heldout[4]["all"] < heldout[0]["all"]
+    assert set(heldout[0]) == {"all", "ann/good", "ann/bad", "bob/good", "bob/bad"}
+    written = json.loads((unbroken / "config.json").read_text())
+    assert written["config"]["optim"]["learning_rate"] == new_config().optim.learning_rate
+    assert {"jax", "flax", "optax"} <= set(written["versions"])
+    assert read_run_info(unbroken / "checkpoints") == (8, written)
+    assert {path.name for path in (unbroken / "tokenizer").iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}
+    summaries = [json.loads(path.read_text()) for path in (unbroken / "tokens").glob("*/summary.json")]
+    for counts in summaries:
+        assert counts["tokens"] == counts["trained"] + counts["masked"] + sum(counts["dropped_tokens"].values())
+    assert {counts["conversations"] for counts in summaries} == {60, 16}
+    assert "start at step 0 of 8" in (unbroken / "train.log").read_text()
+
+
+def test_a_killed_run_resumes_bit_for_bit(unbroken: Path, killed: Path, new_config: NewConfig, tmp_path: Path) -> None:
+    workdir = Path(shutil.copytree(killed, tmp_path / "run"))
+    assert list(metrics(workdir)) == [1, 2, 3, 4, 5, 6], "steps 5 and 6 were run and are lost"
+    with open_checkpoints(workdir / "checkpoints") as manager:
+        assert manager.all_steps() == [4]
+    train(new_config(), workdir)
+    assert "start at step 4 of 8" in (workdir / "train.log").read_text()
+    for kind in ("train", "heldout"):
+        assert metrics(workdir, kind) == metrics(unbroken, kind)
+    wanted, got = saved_arrays(unbroken, 8), saved_arrays(workdir, 8)
+    assert got.keys() == wanted.keys()
+    assert {name for name in got if "mu" in name}, "the optimizer's moments are compared too"
+    for name, array in wanted.items():
+        assert got[name].tobytes() == array.tobytes(), name
+
+
+def test_a_resumed_run_may_have_another_mesh_and_another_log(
+    unbroken: Path, killed: Path, new_config: NewConfig, tmp_path: Path
+) -> None:
+    workdir = Path(shutil.copytree(killed, tmp_path / "run"))
+    config = new_config()
+    config.mesh.fsdp, config.mesh.tensor = 4, 2
+    config.log_every, config.checkpoint_every, config.heldout_every, config.keep_checkpoints = 2, 0, 0, 1
+    train(config, workdir)
+    got, wanted = metrics(workdir), metrics(unbroken)
+    assert list(got)[4:] == [5, 6, 8]
+    last = [wanted[7], wanted[8]]
+    mean = sum(m["loss"] * m["trained_tokens"] for m in last) / sum(m["trained_tokens"] for m in last)
+    assert got[8]["loss"] == pytest.approx(mean, abs=1e-5)
+    assert got[8]["trained_tokens"] == sum(m["trained_tokens"] for m in last)
+    assert metrics(workdir, "heldout")[8] == pytest.approx(metrics(unbroken, "heldout")[8], abs=1e-4)
+    with open_checkpoints(workdir / "checkpoints") as manager:
+        assert manager.all_steps() == [8]
+
+
+def test_a_finished_run_is_left_alone(
+    unbroken: Path, new_config: NewConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    train(new_config(), workdir)
+    assert "already trained: step 8 of 8" in capsys.readouterr().out
+    assert everything(workdir) == everything(unbroken)
+
+
+def change_rate(config: RunConfig, data: Path) -> None:
+    config.optim.learning_rate = 3e-4
+
+
+def change_steps(config: RunConfig, data: Path) -> None:
+    config.steps = 12
+
+
+def change_seed(config: RunConfig, data: Path) -> None:
+    config.seed = 1
+
+
+def change_data(config: RunConfig, data: Path) -> None:
+    config.data.train = str(data / "other.jsonl")
+
+
+def change_tokenizer(config: RunConfig, data: Path) -> None:
+    config.data.tokenizer = str(data / "other_tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (change_rate, "config.optim.learning_rate was 0.01 and is 0.0003"),
+        (change_steps, "config.steps was 8 and is 12"),
+        (change_seed, "config.seed was 0 and is 1"),
+        (change_data, "data.digest was"),
+        (change_tokenizer, "tokenizer was"),
+    ],
+)
+def test_another_run_is_refused_and_the_work_directory_stays(
+    unbroken: Path,
+    data: Path,
+    new_config: NewConfig,
+    tmp_path: Path,
+    change: Callable[[RunConfig, Path], None],
+    key: str,
+) -> None:
+    workdir = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    config = new_config()
+    change(config, data)
+    with pytest.raises(UserError, match=rf"holds the checkpoints of another run: .*{key}"):
+        train(config, workdir)
+    before, after = everything(unbroken), everything(workdir)
+    assert {name: after.get(name) for name in before} == before
+
+
+def test_a_run_starts_from_the_weights_and_the_tokenizer_of_another_one(
+    unbroken: Path, new_config: NewConfig, tmp_path: Path
+) -> None:
+    config = new_config()
+    config.data.tokenizer, config.model.shape, config.model.init_from = "", None, str(unbroken)
+    config.optim.learning_rate, config.optim.schedule, config.steps = 0.0, Schedule.CONSTANT, 2
+    train(config, tmp_path / "second")
+    assert metrics(tmp_path / "second", "heldout")[0] == metrics(unbroken, "heldout")[8]
+    first, second = load_params(unbroken / "checkpoints", 8), load_params(tmp_path / "second" / "checkpoints", 2)
+    for name, weight in first.items():
+        np.testing.assert_array_equal(second[name], weight)
+    assert (tmp_path / "second/tokenizer/tokenizer.json").read_bytes() == (
+        unbroken / "tokenizer/tokenizer.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
+    new_config: NewConfig, tmp_path: Path, log_every: int
+) -> None:
+    config = new_config()
+    config.optim.learning_rate, config.optim.warmup_steps, config.log_every = 1e30, 0, log_every
+    with pytest.raises(UserError, match=r"step 2: loss .*, gradient norm nan; .*learning_rate"):
+        train(config, tmp_path / "run")
+    assert list(metrics(tmp_path / "run")) == [1], "the log counts steps as the sentence does"
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("batch_size", 12, "batch_size 12 must be a multiple of 8 .* try --config.batch_size=8"),
+        ("mesh.fsdp", 3, r"mesh \(replica 1, fsdp 3, sequence 1, tensor 1\) needs a multiple of 3 devices, there are 8"),
+        ("optim.warmup_steps", 9, "warmup_steps 9 must lie between 0 and the run's 8 steps"),
+        ("data.train", "none.jsonl", "none.jsonl: no such file"),
+        ("data.tokenizer", "none", "none: no tokenizer.json or tokenizer.model there"),
+        ("data.template", "alpaka", "unknown template 'alpaka'"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(
+    new_config: NewConfig, tmp_path: Path, path: str, value: object, sentence: str
+) -> None:
+    config = new_config()
+    *parts, name = path.split(".")
+    setattr(getattr(config, parts[0]) if parts else config, name, value)
+    with pytest.raises(UserError, match=sentence):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(new_config: NewConfig, tmp_path: Path) -> None:
+    config = new_config()
+    fields = {name: getattr(config.model.shape, name) for name in config.model.shape.__slots__}
+    config.model.shape = type(config.model.shape)(**fields | {"vocab_size": 376})
+    with pytest.raises(UserError, match="the tokenizer has 384 ids, the model's vocab_size is 376"):
+        train(config, tmp_path / "run")
