@@ -15,6 +15,8 @@ from easylm_like.train.config import DataConfig, ModelConfig, OptimConfig, RunCo
 
 
 def get_config(variant: str = "") -> RunConfig:
+    if variant not in ("", "smollm2", "debug"):
+        raise ValueError(f"unknown variant {variant!r}; there are smollm2 and debug")
     config = RunConfig(steps=300, batch_size=8, log_every=20, heldout_every=100)
     config.data = DataConfig(
         train="runs/koala_stories/data/train.jsonl",

@@ -11,6 +11,8 @@ from easylm_like.train.config import DataConfig, ModelConfig, OptimConfig, RunCo
 
 
 def get_config(variant: str = "") -> RunConfig:
+    if variant not in ("", "debug"):
+        raise ValueError(f"unknown variant {variant!r}; there is debug")
     data = "runs/koala_tiny"
     config = RunConfig(steps=600, batch_size=16, log_every=50, heldout_every=100, checkpoint_every=300)
     config.data = DataConfig(

@@ -36,7 +36,7 @@ def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str
         raise UserError(f"{path}: no such config file; {usage}")
     try:
         rest = values(["", *argv])
-    except (flags.Error, LookupError, AttributeError, TypeError) as error:
+    except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(_place_in(path, error) + _sentence(error)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; {usage}")

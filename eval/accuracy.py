@@ -36,4 +36,4 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     share, spread = right / asked, z * z / asked
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / asked + spread / (4 * asked))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)  # rounding at 0 and 1

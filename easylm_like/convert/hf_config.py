@@ -4,13 +4,13 @@ from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig, RopeScaling
 
-# Settings that change the computation, with the one value that LLaMA has.
+# Settings that change the computation: the one value that LLaMA has, and what a config.json without them means.
 _REQUIRED = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "pretraining_tp": (1, None),
+    "model_type": ("llama", None),
+    "hidden_act": ("silu", "silu"),
+    "attention_bias": (False, False),
+    "mlp_bias": (False, False),
+    "pretraining_tp": (1, 1),
 }
 
 
@@ -61,9 +61,9 @@ def config_from_hf(fields: dict[str, object], where: str) -> LlamaConfig:
     Raises:
         UserError: it is no LLaMA, lacks a size, or asks for something this library does not compute.
     """
-    for name, allowed in _REQUIRED.items():
-        if fields.get(name, allowed[-1]) not in allowed:
-            raise UserError(f"{where}: {name} is {fields.get(name)!r}, this library computes {allowed[0]!r} only")
+    for name, (wanted, default) in _REQUIRED.items():
+        if fields.get(name, default) != wanted:
+            raise UserError(f"{where}: {name} is {fields.get(name)!r}, this library computes {wanted!r} only")
     heads, width = _size(fields, "num_attention_heads", where), _size(fields, "hidden_size", where)
     theta, scaling = _rope(fields, where)
     config = LlamaConfig(

@@ -4,6 +4,8 @@ import json
 import time
 from pathlib import Path
 
+from easylm_like.atomic import atomic_file
+
 
 class RunLog:
     """Writes on one host only; `resume_at` forgets metrics of steps that will be run again."""
@@ -12,8 +14,11 @@ class RunLog:
         self._active = active
         self._lines, self._metrics = workdir / "train.log", workdir / "metrics.jsonl"
         if active and self._metrics.exists():
-            kept = [line for line in self._metrics.read_text().splitlines() if json.loads(line)["step"] <= resume_at]
-            self._metrics.write_text("".join(line + "\n" for line in kept))
+            lines = self._metrics.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may have left half a line at the end
+            kept = [line for line in whole if json.loads(line)["step"] <= resume_at]
+            with atomic_file(self._metrics) as path:
+                path.write_text("".join(kept))
 
     def line(self, text: str) -> None:
         """Show one line and keep it."""

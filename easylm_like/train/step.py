@@ -48,7 +48,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics = {
         "loss": nll / jnp.maximum(trained, 1),
-        "grad_norm": optax.global_norm(gradient),
+        "grad_norm": optax.tree.norm(gradient),
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         "trained_tokens": trained,
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),

@@ -1,7 +1,5 @@
 """config.json, read as transformers reads it, and refused where another computation is asked for."""
 
-from pathlib import Path
-
 import pytest
 import transformers
 
@@ -10,7 +8,7 @@ from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.model.config import PRESETS, RopeScaling
 
-from .conftest import SHAPES
+from .conftest import SHAPES, Export
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -58,7 +56,7 @@ def test_every_spelling_of_rope_is_understood(fields: dict[str, object]) -> None
     assert (shape.rope_theta, shape.rope_scaling) == (5e5, wanted)
 
 
-def test_transformers_reads_the_numbers_that_were_written(export, tmp_path: Path) -> None:  # noqa: ANN001
+def test_transformers_reads_the_numbers_that_were_written(export: Export) -> None:
     theirs = transformers.AutoConfig.from_pretrained(export.folder)
     assert theirs.rope_parameters["rope_theta"] == export.shape.rope_theta
     assert theirs.rope_parameters["rope_type"] == ("llama3" if export.shape.rope_scaling else "default")

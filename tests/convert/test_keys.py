@@ -47,7 +47,7 @@ def test_everything_that_does_not_fit_is_listed(new_params: NewParams) -> None:
     theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"]
     theirs["model.layers.0.self_attn.q_proj.bias"] = np.zeros(16, np.float32)
     theirs["model.layers.0.self_attn.k_proj.weight"] = np.zeros((16, 8), np.float32)
-    with pytest.raises(UserError, match="^here: the weights are not those of its config.json") as error:
+    with pytest.raises(UserError, match=r"^here: the weights are not those of its config\.json") as error:
         to_ours(theirs, {n: w.shape for n, w in params.items()}, "here")
     for problem in (
         "model.norm.weight is missing",

@@ -45,9 +45,7 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_digest_changes_with_the_model(
-    export: Export, new_run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_digest_changes_with_the_model(export: Export, new_run: Callable[..., Path], tmp_path: Path) -> None:
     assert model_digest(export.run) == model_digest(export.run) != model_digest(export.folder)
     first, second = (new_run(tmp_path / name, SHAPES["tied"], seed) for seed, name in enumerate(("first", "second")))
     assert model_digest(first) != model_digest(second)

@@ -20,6 +20,14 @@ from .conftest import SHAPES, Export
 SHAPE = SHAPES["tied"]  # all its matrices are square: a wrong one has the right shape
 
 
+def to_hf(export: Export, out: Path) -> None:
+    convert_to_hf(export.run, out, None, "float32")
+
+
+def from_hf(export: Export, out: Path) -> None:
+    convert_from_hf(export.folder, out, "koala")
+
+
 def swap(first: str, second: str) -> tuple[keys.Key, ...]:
     """Return the table with the names of two weights exchanged."""
     theirs = {key.ours: key.theirs for key in keys.LLAMA_KEYS}
@@ -27,10 +35,8 @@ def swap(first: str, second: str) -> tuple[keys.Key, ...]:
     return tuple(dataclasses.replace(key, theirs=theirs[key.ours]) for key in keys.LLAMA_KEYS)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("gate", "up"), ("q", "k"), ("v", "o"), ("attention_norm", "mlp_norm")]
-)
-@pytest.mark.parametrize("way", ["to", "from"])
+@pytest.mark.parametrize(("first", "second"), [("gate", "up"), ("q", "k"), ("v", "o"), ("attention_norm", "mlp_norm")])
+@pytest.mark.parametrize("convert", [to_hf, from_hf])
 @pytest.mark.parametrize("export", ["tied"], indirect=True)
 def test_exchanged_names_are_caught(
     export: Export,
@@ -38,14 +44,11 @@ def test_exchanged_names_are_caught(
     monkeypatch: pytest.MonkeyPatch,
     first: str,
     second: str,
-    way: str,
+    convert: Callable[[Export, Path], None],
 ) -> None:
     monkeypatch.setattr(keys, "LLAMA_KEYS", swap(first, second))
     with pytest.raises(UserError, match=r"logits differ by .* nothing was written"):
-        if way == "to":
-            convert_to_hf(export.run, tmp_path / "out", None, "float32")
-        else:
-            convert_from_hf(export.folder, tmp_path / "out", "koala")
+        convert(export, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,6 +91,9 @@ def test_the_proof_says_what_was_compared(export: Export, tokenizer: Tokenizer) 
     assert 0 < proof.largest < 1e-4
 
 
+END = '"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":'
+
+
 def replace_in(name: str, old: str, new: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         text = (folder / name).read_text()
@@ -104,11 +110,10 @@ def replace_in(name: str, old: str, new: str) -> Callable[[Path], None]:
         replace_in("chat_template.jinja", "quality == 'bad'", "quality == 'good'"),
         replace_in("chat_template.jinja", "+ eos_token }}", "}}"),
         replace_in("tokenizer.json", '{"type":"Prepend","prepend":"▁"},', ""),
-        replace_in("tokenizer.json", '"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false',
-                   '"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":true'),
+        replace_in("tokenizer.json", f"{END}false", f"{END}true"),
     ],
     ids=["a-space-after-the-marker", "markers-exchanged", "no-end", "no-dummy-space", "end-is-split"],
-)  # fmt: skip
+)
 def test_a_tokenizer_that_transformers_reads_otherwise_is_caught(
     export: Export, tokenizer: Tokenizer, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:

@@ -135,9 +135,10 @@ def test_a_cut_record_ends_in_the_middle_without_eos(tokenize: Callable[..., Tok
 
 def test_a_record_that_just_fits_a_row_stays_whole(tokenize: Callable[..., TokenDataset]) -> None:
     exact = int(tokenize(row_length=1000).lengths()[0])
-    whole, cut = tokenize(row_length=exact), tokenize(row_length=exact - 1)
-    assert whole.lengths()[0] == exact
-    assert cut.lengths()[0] == exact - 1
+    for too_long in TooLong:
+        whole = tokenize(row_length=exact, too_long=too_long)
+        assert (whole.record_ids[0], whole.lengths()[0]) == ("one", exact)
+    assert tokenize(row_length=exact - 1).lengths()[0] == exact - 1
 
 
 def test_bad_tokens_are_those_of_bad_answers(tokenize: Callable[..., TokenDataset], llama: Tokenizer) -> None:
@@ -177,11 +178,12 @@ def test_the_same_file_is_tokenised_once(
         tokenize(of=changed).digest,
         tokenize(row_length=ROW + 1).digest,
         tokenize(too_long=TooLong.DROP).digest,
+        tokenize(row_length=500).digest,
         tokenize(tokenizer=other, row_length=500).digest,
         tokenize(template=replace(KOALA, good_marker="Bot:")).digest,
         tokenize(template=PLAIN, of=document).digest,
     }
-    assert len(digests) == len(folders()) == 7
+    assert len(digests) == len(folders()) == 8
     assert before.items() <= folders().items()
 
 

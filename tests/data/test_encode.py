@@ -126,15 +126,14 @@ def test_order_is_kept_across_batches(llama: Tokenizer, talk: Talk) -> None:
 
 @pytest.fixture
 def joining(tmp_path: Path) -> Callable[..., Tokenizer]:
-    """Return a function that makes a tokenizer of single characters with the given merges; EOS is special or not."""
+    """Return a function that makes a tokenizer of single characters with the given merges and special tokens."""
 
-    def make(*merges: tuple[str, str], special: bool = True) -> Tokenizer:
+    def make(*merges: tuple[str, str], special: tuple[str, ...] = ("<s>", "</s>")) -> Tokenizer:
         characters = sorted({chr(i) for i in range(32, 127)})
         pieces = ["<s>", "</s>", *characters, *("".join(merge) for merge in merges)]
         model = hf_tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, list(merges))
         backend = hf_tokenizers.Tokenizer(model)
-        if special:
-            backend.add_special_tokens([hf_tokenizers.AddedToken(t, normalized=False) for t in ("<s>", "</s>")])
+        backend.add_special_tokens([hf_tokenizers.AddedToken(text, normalized=False) for text in special])
         backend.save(str(tmp_path / "tokenizer.json"))
         (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
         return load_tokenizer(tmp_path)
@@ -156,7 +155,9 @@ def test_a_token_across_other_borders_is_none_of_our_business(joining: Callable[
     assert "q G" in tokens
 
 
-def test_an_eos_that_is_not_one_id_is_rejected(joining: Callable[..., Tokenizer], talk: Talk) -> None:
-    item = only(talk("q", "a"), joining(special=False))  # in the vocabulary, but never matched in a text
-    assert isinstance(item, Rejected)
-    assert item.reason == "special_token_lost"
+def test_a_bos_or_eos_that_is_not_one_id_is_rejected(joining: Callable[..., Tokenizer], talk: Talk) -> None:
+    for special, lost in ((("<s>",), "</s>"), (("</s>",), "<s>")):  # in the vocabulary, but never matched in a text
+        item = only(talk("q", "a"), joining(special=special))
+        assert isinstance(item, Rejected)
+        assert item.reason == "special_token_lost"
+        assert repr(lost) in item.detail

@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: a tiny trained run, its Hugging Face folder, and answers that transformers gives."""
+"""What the tests of evaluation share: a tiny trained run, its folder, and what transformers makes of it."""
 
 import json
 from collections.abc import Callable

@@ -26,8 +26,15 @@ def test_intervals_are_scipys() -> None:
     for right, asked in ((0, 1), (1, 1), (3, 7), (50, 50), (999, 1000), (617, 2000)):
         theirs = binomtest(right, asked).proportion_ci(0.95, method="wilson")
         assert wilson(right, asked) == pytest.approx((theirs.low, theirs.high), abs=1e-5)
+
+
+def test_an_interval_holds_the_share_that_was_seen() -> None:
+    cases = [(right, asked) for asked in range(1, 60) for right in range(asked + 1)]
+    outside = []
+    for right, asked in cases:
         low, high = wilson(right, asked)
-        assert 0.0 <= low <= right / asked <= high <= 1.0
+        outside += [] if 0.0 <= low <= right / asked <= high <= 1.0 else [(right, asked)]
+    assert outside == []
 
 
 def test_another_confidence() -> None:
@@ -36,7 +43,12 @@ def test_another_confidence() -> None:
 
 
 def test_whitespace_around_an_answer_does_not_count_and_everything_else_does() -> None:
-    given = [answer(" Paris.\n", "Paris."), answer("paris.", "Paris."), answer("Paris", "Paris."), answer("a  b", "a b")]
+    given = [
+        answer(" Paris.\n", "Paris."),
+        answer("paris.", "Paris."),
+        answer("Paris", "Paris."),
+        answer("a  b", "a b"),
+    ]
     result = exact_match(given)
     assert (result.right, result.asked, result.share) == (1, 4, 0.25)
     assert (result.low, result.high) == wilson(1, 4)

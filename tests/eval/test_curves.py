@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from eval.accuracy import Accuracy
+from eval.accuracy import Accuracy, wilson
 from eval.curves import draw_curves, read_metrics
 
 BLUE, ORANGE, GREY = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x99, 0x99, 0x99)
@@ -41,11 +41,18 @@ def test_every_line_is_there(tmp_path: Path) -> None:
 
 def test_a_second_panel_shows_the_accuracies(tmp_path: Path) -> None:
     few = draw(tmp_path / "few.png", METRICS, {"good": Accuracy(5, 100, 0.02, 0.1), "bad": Accuracy(5, 100, 0.02, 0.1)})
-    many = draw(tmp_path / "many.png", METRICS, {"good": Accuracy(95, 100, 0.9, 0.97), "bad": Accuracy(5, 100, 0.02, 0.1)})
+    many = draw(
+        tmp_path / "many.png", METRICS, {"good": Accuracy(95, 100, 0.9, 0.97), "bad": Accuracy(5, 100, 0.02, 0.1)}
+    )
     assert few.shape == many.shape == (546, 1300, 3)
     right = slice(900, None)
     assert count(many[:, right], BLUE) > 5 * count(few[:, right], BLUE)
     assert abs(count(many[:, right], ORANGE) - count(few[:, right], ORANGE)) < 100
+
+
+@pytest.mark.parametrize(("right", "asked"), [(6, 6), (0, 11), (0, 0)])
+def test_all_right_and_all_wrong_can_be_drawn(tmp_path: Path, right: int, asked: int) -> None:
+    draw(tmp_path / "curves.png", METRICS, {"good": Accuracy(right, asked, *wilson(right, asked))})
 
 
 def test_a_run_that_has_not_begun_has_an_empty_picture(tmp_path: Path) -> None:

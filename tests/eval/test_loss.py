@@ -36,7 +36,7 @@ def test_losses_are_transformers_for_any_rows(
     data = rows(*(conversation(number, quality) for number in range(9) for quality in ("good", "bad")))
     wanted = recount(theirs, data)
     got = conversation_loss(model, data, row_length=row_length, batch_size=batch_size)
-    assert list(got)[0] == "all"
+    assert next(iter(got)) == "all"
     assert set(got) == set(wanted) == {"all", "ann/good", "ann/bad", "bob/good", "bob/bad"}
     for group, (loss, tokens) in wanted.items():
         assert (got[group].loss, got[group].tokens) == (pytest.approx(loss, rel=1e-4), tokens), group
@@ -49,5 +49,5 @@ def test_conversations_that_nothing_can_be_learnt_from_are_an_error(
     muted["messages"][1]["weight"] = 0
     with pytest.raises(UserError, match=r"data.jsonl: none of its 1 conversations can be trained on"):
         conversation_loss(model, rows(muted), row_length=64, batch_size=8)
-    with pytest.raises(UserError, match="none.jsonl: no such file"):
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
         conversation_loss(model, Path("none.jsonl"), row_length=64, batch_size=8)

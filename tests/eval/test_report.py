@@ -142,9 +142,7 @@ def test_a_folder_of_somebody_else_is_not_replaced(config: ReportConfig, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_retrained_model_is_reported_anew(
-    config: ReportConfig, report: dict[str, object], tmp_path: Path
-) -> None:
+def test_a_retrained_model_is_reported_anew(config: ReportConfig, report: dict[str, object], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(config.model, tmp_path / "hf"))
     fields = {"model": folder, "data": config.data, "out": tmp_path / "report", "max_new": 8, "row_length": 64}
     first = write_report(ReportConfig(**fields))

@@ -20,7 +20,7 @@ from easylm_like.model.llama import Params, abstract_model, logits_of
 GQA = LlamaConfig(
     vocab_size=96, d_model=32, d_ff=48, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, norm_eps=1e-6, max_length=64
 )
-STRETCH = RopeScaling(factor=4.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=24)
+STRETCH = RopeScaling(factor=4.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=32)
 SHAPES = {
     "gqa": GQA,
     "mha": replace(GQA, n_kv_heads=4, n_layers=1),

@@ -77,12 +77,12 @@ def test_empty_slots_of_a_cache_are_not_seen() -> None:
         np.testing.assert_allclose(got[row], wanted, atol=1e-5)
 
 
-def test_bfloat16_keeps_its_softmax_in_float32() -> None:
-    """A sum of 4,096 equal weights: rounded to bfloat16 on the way, it would be off by percents."""
-    length = 4096
-    q, k = jnp.zeros((1, 1, 1, H), jnp.bfloat16), jnp.zeros((1, length, 1, H), jnp.bfloat16)
-    v = jnp.ones((1, length, 1, H), jnp.bfloat16)
-    ones, positions = jnp.ones((1, length), jnp.int32), jnp.arange(length)[None]
-    got = attention(q, k, v, q_places=(ones[:, :1], positions[:, -1:]), k_places=(ones, positions))
+def test_bfloat16_keeps_its_scores_in_float32() -> None:
+    """Two scores of 35.36 and 35.44, between which bfloat16 has no number."""
+    q = jnp.zeros((1, 1, 1, H), jnp.bfloat16).at[..., :2].set(jnp.array([10, 1], jnp.bfloat16))
+    k = jnp.zeros((1, 2, 1, H), jnp.bfloat16).at[0, :, 0, :2].set(jnp.array([[10, 0], [10, 0.25]], jnp.bfloat16))
+    v = jnp.ones((1, 2, 1, H), jnp.bfloat16).at[0, 0].set(-1.0)
+    ones = jnp.ones((1, 2), jnp.int32)
+    got = attention(q, k, v, q_places=(ones[:, :1], ones[:, :1]), k_places=(ones, ones))
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), 1.0, atol=0.01)
+    np.testing.assert_allclose(got.astype(jnp.float32), np.tanh(0.25 / np.sqrt(H) / 2), atol=0.01)

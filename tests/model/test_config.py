@@ -11,7 +11,7 @@ from easylm_like.model.llama import abstract_model
 
 from .conftest import GQA
 
-# What the weights of the published checkpoints add up to (the safetensors index of each on the Hugging Face hub).
+# What the weights of the published checkpoints add up to.
 PUBLISHED = {
     "llama_7b": 6_738_415_616,
     "llama_13b": 13_015_864_320,
@@ -63,4 +63,4 @@ def test_a_shape_that_no_llama_has_is_refused(config: LlamaConfig, sentence: str
 def test_a_config_is_a_key() -> None:
     assert hash(GQA) == hash(replace(GQA))
     assert {GQA: 1}[replace(GQA)] == 1
-    assert GQA != replace(GQA, norm_eps=1e-4)
+    assert replace(GQA, norm_eps=1e-4) != GQA

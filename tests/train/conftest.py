@@ -86,7 +86,9 @@ def params() -> Params:
     random = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return random.uniform(0.5, 1.5, shape) if name.endswith("norm") else random.normal(0, SHAPE.d_model**-0.5, shape)
+        return (
+            random.uniform(0.5, 1.5, shape) if name.endswith("norm") else random.normal(0, SHAPE.d_model**-0.5, shape)
+        )
 
     shapes = abstract_model(SHAPE)[1]
     return {name: jnp.asarray(draw(name, like.shape), jnp.float32) for name, like in shapes.items()}

@@ -84,7 +84,9 @@ def test_groups_are_recounted_and_all_is_weighted_by_tokens(
     assert max(spread) - min(spread) > 0.05, "swapped groups would not be noticed"
 
 
-def test_a_batch_that_is_not_full_counts_every_row_once(measure: Measure, twin: Twin, data: Path, params: Params) -> None:
+def test_a_batch_that_is_not_full_counts_every_row_once(
+    measure: Measure, twin: Twin, data: Path, params: Params
+) -> None:
     wanted = recount(twin, data, params, range(62, 64))
     got = measure(range(62, 64), 8)
     assert {group: loss.tokens for group, loss in got.items()} == {group: n for group, (_, n) in wanted.items()}

@@ -239,7 +239,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
     ("path", "value", "sentence"),
     [
         ("batch_size", 12, "batch_size 12 must be a multiple of 8 .* try --config.batch_size=8"),
-        ("mesh.fsdp", 3, r"mesh \(replica 1, fsdp 3, sequence 1, tensor 1\) needs a multiple of 3 devices, there are 8"),
+        (
+            "mesh.fsdp",
+            3,
+            r"mesh \(replica 1, fsdp 3, sequence 1, tensor 1\) needs a multiple of 3 devices, there are 8",
+        ),
         ("optim.warmup_steps", 9, "warmup_steps 9 must lie between 0 and the run's 8 steps"),
         ("data.train", "none.jsonl", "none.jsonl: no such file"),
         ("data.tokenizer", "none", "none: no tokenizer.json or tokenizer.model there"),

@@ -1,11 +1,13 @@
 """The learning rate at the corners of a run, and what is clipped."""
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from easylm_like.errors import UserError
@@ -40,7 +42,9 @@ def test_linear_and_cosine_go_from_the_peak_to_the_final_rate() -> None:
     ("schedule", "published"),
     [(Schedule.LINEAR, get_linear_schedule_with_warmup), (Schedule.COSINE, get_cosine_schedule_with_warmup)],
 )
-def test_the_rates_are_those_of_transformers_but_for_its_idle_first_step(schedule: Schedule, published) -> None:  # noqa: ANN001
+def test_the_rates_are_those_of_transformers_but_for_its_idle_first_step(
+    schedule: Schedule, published: Callable[..., LRScheduler]
+) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler, theirs = published(optimizer, num_warmup_steps=3, num_training_steps=12), []
     for _ in range(12):
