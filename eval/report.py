@@ -85,10 +85,12 @@ def write_report(config: ReportConfig) -> dict[str, object]:
 
 def table(after: Mapping[str, Loss], before: Mapping[str, Loss], accuracy: Mapping[str, Accuracy]) -> str:
     """Return the Markdown table of losses and accuracies."""
-    lines = ["| held-out loss | tokens | before | after |", "|---|---:|---:|---:|"]
-    for name, loss in after.items():
-        old = f"{before[name].loss:.3f}" if name in before else ""
-        lines.append(f"| {name} | {loss.tokens:,} | {old} | {loss.loss:.3f} |")
+    if before:
+        lines = ["| held-out loss | tokens | before | after |", "|---|---:|---:|---:|"]
+        lines += [f"| {n} | {a.tokens:,} | {before[n].loss:.3f} | {a.loss:.3f} |" for n, a in after.items()]
+    else:
+        lines = ["| held-out loss | tokens | loss |", "|---|---:|---:|"]
+        lines += [f"| {n} | {a.tokens:,} | {a.loss:.3f} |" for n, a in after.items()]
     if accuracy:
         lines += ["", "| answered right | asked | share | 95 % interval |", "|---|---:|---:|---:|"]
     for name, a in accuracy.items():

@@ -53,6 +53,7 @@ def test_half_the_bits_are_the_same_model_rounded(export: Export, our_logits: Lo
     np.testing.assert_allclose(their_logits(tmp_path / "half", IDS), our_logits(export.shape, rounded, IDS), atol=1e-4)
 
 
+@pytest.mark.parametrize("export", ["tied"], indirect=True)
 def test_transformers_generates_our_answers_under_both_markers(export: Export, tokenizer: Tokenizer) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(export.folder)
     chat = [Message(Role.USER, "What is 3 and 4?")]

@@ -34,7 +34,7 @@ def test_the_last_question_is_asked_and_what_follows_it_is_the_reference(model: 
     assert (a.id, a.source, a.marker, a.question, a.reference) == ("a", "ann", "bad", "What is 3 and 4?", "It is 7.")
     assert (b.question, b.reference, b.text) == ("What is 3 and 4?", None, a.text)
     assert (c.question, c.reference) == ("Hi", "Hello.")
-    assert a.text == answer(model, [turns], Quality.BAD, max_new=8, sampling=GREEDY)[0]
+    assert a.text == answer(model, [turns] * 3, Quality.BAD, max_new=8, sampling=GREEDY)[2]
     assert a.text != c.text
     assert {x.problem for x in (a, b, c)} == {None}
 
@@ -46,12 +46,13 @@ def test_what_cannot_be_asked_says_why_and_the_others_keep_their_places(model: L
         Conversation("first", "s", good),
         Conversation("mute", "s", (Message(ASSISTANT, "Nobody asked."),)),
         Conversation("system", "s", (Message(Role.SYSTEM, "Be brief."), *good)),
+        Conversation("second", "s", good),
         Conversation("eos", "s", (Message(USER, "What is </s>?"), Message(ASSISTANT, "The end."))),
         Conversation("last", "s", good),
     ]
     answers = {a.id: a for a in answer_conversations(model, asked, Quality.GOOD, max_new=8, sampling=GREEDY)}
-    assert list(answers) == ["long", "first", "mute", "system", "eos", "last"]
-    assert answers["first"].text == answers["last"].text
+    assert list(answers) == ["long", "first", "mute", "system", "second", "eos", "last"]
+    assert answers["first"].text == answers["second"].text == answers["last"].text
     assert answers["first"].text is not None
     problems = {name: a.problem for name, a in answers.items() if a.problem}
     assert all(answers[name].text is None for name in problems)
@@ -66,9 +67,9 @@ def test_what_cannot_be_asked_says_why_and_the_others_keep_their_places(model: L
 def test_conversations_that_share_an_id_are_not_mixed_up(model: LoadedModel) -> None:
     asked = [
         Conversation("same", "s", (Message(USER, question), Message(ASSISTANT, reference)))
-        for question, reference in (("What is 1 and 1?", "It is 2."), ("What is 3 and 4?", "It is 7."))
+        for question, reference in (("What is 1 and 1?", "It is 2."), ("What is 3 and 4?", "It is 7."), ("Who?", "Me."))
     ]
-    first, second = answer_conversations(model, asked, Quality.GOOD, max_new=8, sampling=GREEDY)
+    first, second, _ = answer_conversations(model, asked, Quality.GOOD, max_new=8, sampling=GREEDY)
     assert (first.question, first.reference) == ("What is 1 and 1?", "It is 2.")
     assert (second.question, second.reference) == ("What is 3 and 4?", "It is 7.")
 

@@ -15,7 +15,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def test_answers_are_printed_under_every_marker(folder: Path, theirs: Transformers, capsys: Capture) -> None:
-    questions = ["What is 3 and 4?", "Who?"]
+    questions = ["What is 3 and 4?", "What is 1 and 1?", "Who?"]
     prompts = [f"--prompt={question}" for question in questions]
     main(["answers", f"--model={folder}", *prompts, "--marker=good", "--marker=bad", "--max_new=8"])
     wanted = [f"[{mark}] {q} -> {theirs.answer(q, mark, 8)}\n" for mark in ("good", "bad") for q in questions]
@@ -31,7 +31,7 @@ def test_losses_are_printed_as_a_table(run: Path, exam: Path, model: LoadedModel
 
 def test_a_report_is_written_and_shown(folder: Path, exam: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = [f"--model={folder}", f"--data={exam}", f"--out={tmp_path / 'report'}", "--row_length=64"]
-    main(["report", *arguments, "--max_new=8", "--limit=2", "--score"])
+    main(["report", *arguments, "--max_new=8", "--limit=4", "--score"])
     out = capsys.readouterr().out
     assert (tmp_path / "report" / "report.md").read_text() in out
     assert f"report:      {tmp_path / 'report'}" in out

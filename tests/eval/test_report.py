@@ -104,13 +104,14 @@ def test_a_conversation_that_cannot_be_asked_is_in_the_report(
 ) -> None:
     long = conversation(1)
     long["messages"][0]["content"] = "word " * 200
-    data = rows(conversation(2), long)
+    data = rows(conversation(2), conversation(4), conversation(6), long)
     fields = {"model": config.model, "data": data, "out": tmp_path / "report", "max_new": 8, "row_length": 64}
     report = write_report(ReportConfig(**fields, score=True))
-    (asked, problem) = read_answers(tmp_path / "report", "good")
-    assert (asked["problem"], problem["text"]) == (None, None)
+    *asked, problem = read_answers(tmp_path / "report", "good")
+    assert [a["problem"] for a in asked] == [None] * 3
+    assert problem["text"] is None
     assert "there is room for 120" in problem["problem"]
-    assert report["accuracy_detail"]["good"]["asked"] == 2
+    assert report["accuracy_detail"]["good"]["asked"] == 4
     assert "there is room for 120" in (tmp_path / "report" / "report.md").read_text()
 
 

@@ -56,7 +56,7 @@ def test_greedy_ids_are_those_of_transformers(
     assert got == [continued(theirs, prompt, ()) for prompt in prompts]
     assert all(len(answer) == NEW for answer in got)
     assert stories.tokenizer.decode(got[0]).startswith(", there was a little girl named")
-    for i in (0, 1, 2):  # alone, with other padding
+    for i in (0, 2):  # alone, with other padding
         assert decode(stories, [prompts[i]]) == [got[i]]
 
 
@@ -77,18 +77,12 @@ def test_more_prompts_than_fit_a_batch_come_back_in_order(stories: LoadedModel, 
     assert decode(stories, []) == []
 
 
-def test_random_weights_too(stories: LoadedModel, twins: Callable[[str], Twins]) -> None:
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_random_weights_too(stories: LoadedModel, twins: Callable[[str], Twins], scan: bool) -> None:
     both, random = twins("gqa"), np.random.default_rng(0)
-    prompts = [random.integers(0, 96, length, dtype=np.int32) for length in (5, 1, 17)]
-    model = replace(stories, config=both.config, params=both.params)
+    prompts = [random.integers(0, 96, length, dtype=np.int32) for length in (5, 1, 13)]
+    model = replace(stories, config=replace(both.config, scan_layers=scan), params=both.params)
     assert decode(model, prompts, (7, 8)) == [continued(both.theirs, prompt, (7, 8)) for prompt in prompts]
-
-
-def test_an_unscanned_model_too(
-    stories: LoadedModel, theirs: transformers.LlamaForCausalLM, prompts: list[np.ndarray]
-) -> None:
-    other = replace(stories, config=replace(stories.config, scan_layers=False))
-    assert decode(other, prompts[:2]) == [continued(theirs, prompt, ()) for prompt in prompts[:2]]
 
 
 def test_a_prompt_that_does_not_fit_is_an_error(stories: LoadedModel) -> None:
@@ -103,10 +97,9 @@ def test_the_text_of_a_seed_does_not_depend_on_its_neighbours(stories: LoadedMod
     got = decode(stories, prompts[:3], sampling=sampling, seed=7)
     assert decode(stories, prompts[:3], sampling=sampling, seed=7) == got
     assert decode(stories, prompts[:1], sampling=sampling, seed=7) == got[:1]
-    assert decode(stories, [prompts[0], *prompts[3:]], sampling=sampling, seed=7)[0] == got[0]
     assert decode(stories, prompts[:3], sampling=sampling, seed=8) != got
-    twice = decode(stories, [prompts[0]] * 2, sampling=sampling, seed=7)
-    assert twice[0] == got[0] != twice[1]  # the same prompt twice is two draws
+    first, _, again = decode(stories, [prompts[0], prompts[3], prompts[0]], sampling=sampling, seed=7)
+    assert first == got[0] != again  # the same prompt twice is two draws
 
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 2.0], np.float32)

@@ -74,12 +74,13 @@ def gradients(
 
 def test_packed_records_have_the_gradient_of_separate_rows(gqa: Twins, packed: Packed) -> None:
     got = gradients(GQA, gqa.params, packed.tokens, packed.segments, packed.positions)
-    tokens, segments, positions = (np.zeros((len(packed.places), 24), np.int32) for _ in range(3))
+    tokens, segments, positions = (np.zeros((2, 4, 24), np.int32) for _ in range(3))
     for i, (row, where) in enumerate(packed.places):
-        length = where.stop - where.start
-        tokens[i, :length], segments[i, :length] = packed.tokens[row, where], 1
-        positions[i, :length] = np.arange(length)
-    wanted = gradients(GQA, gqa.params, tokens, segments, positions)
+        at, length = divmod(i, 4), where.stop - where.start
+        tokens[at][:length], segments[at][:length] = packed.tokens[row, where], 1
+        positions[at][:length] = np.arange(length)
+    halves = [gradients(GQA, gqa.params, *rows) for rows in zip(tokens, segments, positions, strict=True)]
+    wanted = {name: halves[0][name] + halves[1][name] for name in got}
     for name, gradient in wanted.items():
         assert np.isfinite(got[name]).all(), name
         assert np.abs(gradient).max() > 1e-3, name

@@ -15,9 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from easylm_like.data.tokenizer import load_tokenizer
 from easylm_like.errors import UserError
-from easylm_like.train.checkpoint import load_params, open_checkpoints, read_run_info
-from easylm_like.train.config import RunConfig, Schedule
+from easylm_like.train.checkpoint import open_checkpoints, read_run_info
+from easylm_like.train.config import RunConfig
 from easylm_like.train.loop import train
 
 NewConfig = Callable[[], RunConfig]
@@ -212,15 +213,11 @@ def test_a_run_starts_from_the_weights_and_the_tokenizer_of_another_one(
 ) -> None:
     config = new_config()
     config.data.tokenizer, config.model.shape, config.model.init_from = "", None, str(unbroken)
-    config.optim.learning_rate, config.optim.schedule, config.steps = 0.0, Schedule.CONSTANT, 2
     train(config, tmp_path / "second")
     assert metrics(tmp_path / "second", "heldout")[0] == metrics(unbroken, "heldout")[8]
-    first, second = load_params(unbroken / "checkpoints", 8), load_params(tmp_path / "second" / "checkpoints", 2)
-    for name, weight in first.items():
-        np.testing.assert_array_equal(second[name], weight)
-    assert (tmp_path / "second/tokenizer/tokenizer.json").read_bytes() == (
-        unbroken / "tokenizer/tokenizer.json"
-    ).read_bytes()
+    assert metrics(tmp_path / "second")[8]["loss"] < metrics(unbroken)[8]["loss"] - 0.5
+    ours, theirs = (load_tokenizer(workdir / "tokenizer") for workdir in (tmp_path / "second", unbroken))
+    assert ours.files == theirs.files
 
 
 @pytest.mark.parametrize("log_every", [1, 4])
