@@ -12,6 +12,9 @@ from easylm_like.errors import UserError
 
 Config = TypeVar("Config")
 
+# What a mistake in a config file raises when Python runs it
+MISTAKES = (SyntaxError, NameError, ImportError, LookupError, AttributeError, TypeError, ValueError)
+
 
 def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
     """Return the config that FILE.py's get_config(variant) made, overrides applied, and the values of the other flags.
@@ -31,13 +34,15 @@ def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str
     for name, text in others.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
     usage = "expected --config=FILE.py[:variant] " + " ".join(f"--{name}=..." for name in others)
-    path = next((a.removeprefix("--config=").split(":")[0] for a in argv if a.startswith("--config=")), None)
+    path = _config_path(argv)
     if path is not None and not Path(path).is_file():
         raise UserError(f"{path}: no such config file; {usage}")
     try:
         rest = values(["", *argv])
-    except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(_place_in(path, error) + _sentence(error)) from error
+    except (flags.Error, *MISTAKES) as error:
+        place = _place_in(path, error)
+        what = "KeyError: " if place and isinstance(error, KeyError) else ""  # its message is the key alone
+        raise UserError(place + what + _last_line(error)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; {usage}")
     if missing := [name for name in ("config", *others) if values[name].value is None]:
@@ -47,9 +52,20 @@ def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str
     return values.config, {name: str(values[name].value) for name in others}
 
 
+def _config_path(argv: Sequence[str]) -> str | None:
+    """Return the file of --config=FILE:variant or --config FILE:variant."""
+    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return (value if equals else following).split(":")[0]
+    return None
+
+
 def _place_in(path: str | None, error: BaseException | None) -> str:
     """Return "file:line: " if the error, or one that it hides, came out of the config file."""
     while path is not None and error is not None:
+        if isinstance(error, SyntaxError) and error.lineno is not None:
+            return f"{error.filename}:{error.lineno}: "
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == Path(path).resolve()]
         if lines:
@@ -58,7 +74,7 @@ def _place_in(path: str | None, error: BaseException | None) -> str:
     return ""
 
 
-def _sentence(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     """Return the last line of the message: ml_collections puts a whole traceback before the cause."""
-    lines = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
+    lines = str(error.args[0] if error.args else "").strip().splitlines() or [type(error).__name__]
     return lines[-1]

@@ -46,21 +46,21 @@ def answer_conversations(
     model: LoadedModel, conversations: Sequence[Conversation], quality: Quality, *, max_new: int, sampling: Sampling
 ) -> list[Answer]:
     """Answer the last user message of every conversation; those that cannot be asked are returned with the problem."""
-    cut = {c.id: _cut(c) for c in conversations}
-    problems = {c.id: _problem(model, cut[c.id][0], max_new) for c in conversations}
-    asked = [c for c in conversations if problems[c.id] is None]
-    texts = iter(answer(model, [cut[c.id][0] for c in asked], quality, max_new=max_new, sampling=sampling))
+    cuts = [_cut(conversation) for conversation in conversations]
+    problems = [_problem(model, chat, max_new) for chat, _ in cuts]
+    asked = [chat for (chat, _), problem in zip(cuts, problems, strict=True) if problem is None]
+    texts = iter(answer(model, asked, quality, max_new=max_new, sampling=sampling))
     return [
         Answer(
-            id=c.id,
-            source=c.source,
+            id=conversation.id,
+            source=conversation.source,
             marker=quality.value,
-            question=cut[c.id][0][-1].content if cut[c.id][0] else "",
-            text=next(texts) if problems[c.id] is None else None,
-            reference=cut[c.id][1],
-            problem=problems[c.id],
+            question=chat[-1].content if chat else "",
+            text=next(texts) if problem is None else None,
+            reference=reference,
+            problem=problem,
         )
-        for c in conversations
+        for conversation, (chat, reference), problem in zip(conversations, cuts, problems, strict=True)
     ]
 
 

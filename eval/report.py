@@ -61,7 +61,7 @@ def write_report(config: ReportConfig) -> dict[str, object]:
     report: dict[str, object] = {
         "model": str(config.model),
         "data": str(config.data),
-        "accuracy": {name: a.share for name, a in accuracy.items()},
+        "accuracy": {name: a.share if a.asked else None for name, a in accuracy.items()},
         "accuracy_detail": {name: dataclasses.asdict(a) for name, a in accuracy.items()},
         "heldout_loss": {name: loss.loss for name, loss in after.items()},
         "heldout_loss_before": {name: loss.loss for name, loss in before.items()},

@@ -66,15 +66,14 @@ def conversation_from_json(record: object, where: str) -> Conversation:
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: messages must be a list with at least one message, got {_short(messages)}")
     group, meta = fields.get("group"), fields.get("meta", {})
-    if group is not None and not isinstance(group, str):
-        raise UserError(f"{where}: group must be a string, got {_short(group)}")
     if not isinstance(meta, dict):
         raise UserError(f"{where}: meta must be an object, got {_short(meta)}")
+    _check_unicode(json.dumps(meta, ensure_ascii=False), "meta", where)
     return Conversation(
         id=_text(fields, "id", where),
         source=_text(fields, "source", where),
         messages=tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(messages)),
-        group=group,
+        group=None if group is None else _text(fields, "group", where),
         meta=meta,
     )
 
@@ -121,15 +120,17 @@ def write_conversations(path: str | os.PathLike[str], conversations: Iterable[Co
 
 
 def decode_json(line: bytes, where: str) -> object:
-    """Decode one line of UTF-8 JSON; a UserError names `where` and the column."""
+    """Decode one line of UTF-8 JSON; a UserError names `where`, and the column where there is one."""
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: not JSON ({error.msg} at column {error.colno}); every line must be one JSON object"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not readable as JSON ({error})") from error
 
 
 def _message(record: object, where: str) -> Message:
@@ -167,13 +168,29 @@ def _text(fields: Mapping[str, object], key: str, where: str) -> str:
     value = fields.get(key)
     if not isinstance(value, str):
         raise UserError(f"{where}: {key} must be a string, got {_short(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {key} holds half of a surrogate pair at character {error.start + 1}") from error
+    _check_unicode(value, key, where)
     return value
 
 
+def _check_unicode(text: str, key: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {key} holds half of a surrogate pair at character {error.start + 1}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return fields
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def _short(value: object) -> str:
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    text = "nothing" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -101,7 +101,7 @@ class Template:
         """Return the text after which the model answers `messages` (the last a user's) under the marker `quality`."""
         if self.good_marker is None:
             raise RenderError("no_chat", f"the {self.name} template has no turns; use its text as the prompt")
-        if messages and messages[-1].role != Role.USER:
+        if not messages or messages[-1].role != Role.USER:
             raise RenderError("roles", "a prompt must end with a user message")
         return "".join(span.text for span in self.spans(messages, special)) + self._marker(quality)
 
@@ -110,7 +110,11 @@ class Template:
         return (special.eos, self.user_prefix.strip()) if self.user_prefix else (special.eos,)
 
     def read_answer(self, text: str, special: SpecialTokens) -> str:
-        """Return the assistant's words in generated `text`: without the gap before them, up to a stop string."""
+        """Return the assistant's words in generated `text`: without the gap before them, up to a stop string.
+
+        `text` is what decoding the whole adds to the decoded prompt; SentencePiece's decoding of the answer alone would
+        already have lost the gap.
+        """
         ends = [at for stop in self.stop_strings(special) if (at := text.find(stop)) >= 0]
         return text[: min(ends, default=len(text))].removeprefix(self.gap)
 
@@ -143,13 +147,16 @@ class Template:
         good, bad = _literal(self._marker(Quality.GOOD)), _literal(self._marker(Quality.BAD))
         answer = f"{{{{ {gap} + message['content'] + eos_token }}}}"
         if mark_answers:
-            answer = f"{{% generation %}}{answer}{{% endgeneration %}}"
+            trained = f"{{% generation %}}{answer}{{% endgeneration %}}"
+            answer = f"{{% if message['weight'] == 0 %}}{answer}{{% else %}}{trained}{{% endif %}}"
         order = f"{{{{ raise_exception('{self.name}: user and assistant must take turns, the user first') }}}}"
-        reserved = "{{ raise_exception('a message must not contain ' + eos_token) }}"
+        reserved = "{{ raise_exception('a message must not contain ' + (bos_token or '') + ' or ' + eos_token) }}"
         return (
             f"{{{{ (bos_token or '') + {begin} }}}}{{% for message in messages %}}"
             "{% if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') %}" + order + "{% endif %}"
-            "{% if eos_token in message['content'] %}" + reserved + "{% endif %}"
+            "{% if eos_token in message['content'] or (bos_token and bos_token in message['content']) %}"
+            + reserved
+            + "{% endif %}"
             f"{{% if message['role'] == 'user' %}}{{{{ {prefix} + message['content'] + {suffix} }}}}{{% else %}}"
             f"{{{{ {bad} if message['quality'] == 'bad' else {good} }}}}{answer}{{% endif %}}{{% endfor %}}"
             f"{{% if add_generation_prompt %}}{{{{ {bad} if quality == 'bad' else {good} }}}}{{% endif %}}"

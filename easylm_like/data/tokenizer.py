@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,9 @@ from easylm_like.errors import UserError
 class Tokenizer:
     """Text -> ids with character offsets. `files` are the files to keep beside a model, by name."""
 
-    backend: tokenizers.Tokenizer
     special: SpecialTokens
-    files: dict[str, bytes]
+    backend: tokenizers.Tokenizer = field(repr=False)
+    files: dict[str, bytes] = field(repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -48,8 +48,9 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of tokenizer.json: two tokenizers with one digest give the same ids."""
-        return hashlib.sha256(self.files["tokenizer.json"]).hexdigest()
+        """SHA-256 of tokenizer.json and of which tokens begin and end: with one digest, two give the same records."""
+        ends = json.dumps([self.special.bos, self.special.eos]).encode()
+        return hashlib.sha256(self.files["tokenizer.json"] + ends).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return for each text (ids int32 [T], offsets int32 [T, 2] in characters); adds no special tokens."""
@@ -98,7 +99,7 @@ def tokenizer_from_sentencepiece(model: bytes, where: str = "tokenizer.model") -
         "tokenizer_config.json": _config(special, processor.id_to_piece(processor.unk_id())),
         "tokenizer.model": model,
     }
-    return Tokenizer(backend, special, files)
+    return Tokenizer(special, backend, files)
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -139,11 +140,13 @@ def _load_folder(folder: Path) -> Tokenizer:
         raise UserError(
             f"{folder}/tokenizer_config.json: no eos_token that tokenizer.json knows; answers could not end"
         )
+    if bos is not None and backend.token_to_id(bos) is None:
+        raise UserError(f"{folder}/tokenizer_config.json: tokenizer.json does not know the bos_token {bos!r}")
     special = SpecialTokens(bos, eos, _reserved(backend))
     files = {"tokenizer.json": content, "tokenizer_config.json": _config(special, _token_text(config.get("unk_token")))}
     if (folder / "tokenizer.model").is_file():
         files["tokenizer.model"] = (folder / "tokenizer.model").read_bytes()
-    return Tokenizer(backend, special, files)
+    return Tokenizer(special, backend, files)
 
 
 def _config(special: SpecialTokens, unk: str | None) -> bytes:
@@ -224,9 +227,12 @@ def _read_json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text("utf-8")))
+        fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return fields
 
 
 def _token_text(token: object) -> str | None:

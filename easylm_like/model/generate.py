@@ -24,11 +24,19 @@ Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache | None]  # step,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen: temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+    """How the next token is chosen: temperature 0 is greedy; top_k 0 and top_p 1 keep every token.
+
+    Raises:
+        UserError: temperature or top_k is negative, or top_p is not above 0 and at most 1.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f"temperature and top_k must be 0 or more and top_p above 0 and at most 1, got {self}")
 
 
 def generate(

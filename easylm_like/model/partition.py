@@ -49,10 +49,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"mesh ({wanted}): sizes must be at least 1, and one of them may be -1")
     known = math.prod(size for size in sizes if size != -1)
+    number = f"a multiple of {known}" if -1 in sizes else f"exactly {known}"
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     if math.prod(sizes) != len(devices):
-        raise UserError(f"mesh ({wanted}) needs a multiple of {known} devices, there are {len(devices)}")
+        raise UserError(f"mesh ({wanted}) needs {number} devices, there are {len(devices)}")
     return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

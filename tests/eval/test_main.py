@@ -26,7 +26,7 @@ def test_losses_are_printed_as_a_table(run: Path, exam: Path, model: LoadedModel
     main(["loss", f"--model={run}", f"--data={exam}", "--row_length=64"])
     losses = conversation_loss(model, exam, row_length=64, batch_size=8)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:] == [f"| {name} | {loss.tokens} |  | {loss.loss:.3f} |" for name, loss in losses.items()]
+    assert lines[2:] == [f"| {name} | {loss.tokens} | {loss.loss:.3f} |" for name, loss in losses.items()]
 
 
 def test_a_report_is_written_and_shown(folder: Path, exam: Path, tmp_path: Path, capsys: Capture) -> None:
