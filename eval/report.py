@@ -50,15 +50,35 @@ def write_report(config: ReportConfig) -> dict[str, object]:
     if done.is_file() and (old := json.loads(done.read_text())).get("digest") == digest:
         print(f"{config.out}: already reports this model on this data")
         return dict(old)
-    model = load_model(config.model)
-    after = conversation_loss(model, config.data, row_length=config.row_length, batch_size=config.batch_size)
-    before = {}
-    if config.baseline is not None:
-        start = load_model(config.baseline, model.template.name)
-        before = conversation_loss(start, config.data, row_length=config.row_length, batch_size=config.batch_size)
-    answers = _answers(model, config)
-    accuracy = {name: exact_match(given) for name, given in answers.items()} if config.score else {}
-    report: dict[str, object] = {
+    with atomic_folder(config.out, mark="report.json") as folder:
+        model = load_model(config.model)
+        start = None if config.baseline is None else load_model(config.baseline, model.template.name)
+        metrics = [] if config.run is None else read_metrics(config.run / "metrics.jsonl")
+        after = conversation_loss(model, config.data, row_length=config.row_length, batch_size=config.batch_size)
+        before = {}
+        if start is not None:
+            before = conversation_loss(start, config.data, row_length=config.row_length, batch_size=config.batch_size)
+        answers = _answers(model, config)
+        accuracy = {name: exact_match(given) for name, given in answers.items()} if config.score else {}
+        report = _facts(config, model, after, before, accuracy) | {"digest": digest}
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        (folder / "report.md").write_text(_markdown(report, table(after, before, accuracy), answers))
+        for name, given in answers.items():
+            lines = (json.dumps(dataclasses.asdict(a), ensure_ascii=False) + "\n" for a in given)
+            (folder / f"answers_{name}.jsonl").write_text("".join(lines))
+        if metrics:
+            draw_curves(metrics, accuracy, folder / "curves.png", str(config.model))
+    return report
+
+
+def _facts(
+    config: ReportConfig,
+    model: LoadedModel,
+    after: Mapping[str, Loss],
+    before: Mapping[str, Loss],
+    accuracy: Mapping[str, Accuracy],
+) -> dict[str, object]:
+    return {
         "model": str(config.model),
         "data": str(config.data),
         "accuracy": {name: a.share if a.asked else None for name, a in accuracy.items()},
@@ -69,18 +89,7 @@ def write_report(config: ReportConfig) -> dict[str, object]:
         "template": model.template.name,
         "git": git_revision(),
         "versions": versions(("jax", "flax", "tokenizers")),
-        "digest": digest,
     }
-    with atomic_folder(config.out, mark="report.json") as folder:
-        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        (folder / "report.md").write_text(_markdown(report, table(after, before, accuracy), answers))
-        for name, given in answers.items():
-            lines = (json.dumps(dataclasses.asdict(a), ensure_ascii=False) + "\n" for a in given)
-            (folder / f"answers_{name}.jsonl").write_text("".join(lines))
-        if config.run is not None:
-            metrics = read_metrics(config.run / "metrics.jsonl")
-            draw_curves(metrics, accuracy, folder / "curves.png", str(config.model))
-    return report
 
 
 def table(after: Mapping[str, Loss], before: Mapping[str, Loss], accuracy: Mapping[str, Accuracy]) -> str:

@@ -121,7 +121,7 @@ def _heldout_watch(run: Prepared, log: RunLog) -> Callable[[TrainState], float]:
 def _log_steps(log: RunLog, rate: Rate, pending: list[Metrics], done: int, steps: int) -> None:
     """Log the steps since the last line as one: the loss is the mean over all their trained tokens."""
     values = jax.device_get(pending)  # the one place of the loop that waits for the devices
-    for number, metrics in enumerate(values, start=done - len(values)):
+    for number, metrics in enumerate(values, start=done - len(values) + 1):
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise UserError(
                 f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing was saved "

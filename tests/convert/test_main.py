@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
 from easylm_like.command import run_command
 from easylm_like.convert.__main__ import main
-from easylm_like.train.checkpoint import load_params, read_run_info
+from easylm_like.train.checkpoint import load_params, open_checkpoints, read_run_info
 
 from .conftest import SHAPES, Export
 
@@ -34,7 +36,7 @@ def listing(folder: Path) -> dict[str, int]:
 
 
 def test_a_second_conversion_is_re_used_and_a_new_checkpoint_is_not(
-    new_run: NewRun, tmp_path: Path, capsys: Capture
+    new_run: NewRun, new_params: Callable[..., dict[str, np.ndarray]], tmp_path: Path, capsys: Capture
 ) -> None:
     run, out = new_run(tmp_path / "run", SHAPES["tied"]), tmp_path / "hf"
     arguments = ["to-hf", f"--run={run}", f"--out={out}"]
@@ -48,11 +50,16 @@ def test_a_second_conversion_is_re_used_and_a_new_checkpoint_is_not(
     assert listing(out) == first
     main([*arguments, "--dtype=float16"])
     assert "step 0 in float16" in capsys.readouterr().out
-    shutil.rmtree(run / "checkpoints")
-    new_run(run, SHAPES["tied"], seed=1)
+    _, info = read_run_info(run / "checkpoints")
+    with open_checkpoints(run / "checkpoints") as manager:
+        later = ocp.args.PyTreeSave(new_params(SHAPES["tied"], 1))
+        manager.save(5, args=ocp.args.Composite(params=later, run=ocp.args.JsonSave(info)))
     main(arguments)
+    assert "step 5 in float32; logits at" in capsys.readouterr().out
+    assert (load_file(out / "model.safetensors")["model.norm.weight"] != weights["model.norm.weight"]).all()
+    main([*arguments, "--step=0"])
     assert "step 0 in float32; logits at" in capsys.readouterr().out
-    assert (load_file(out / "model.safetensors")["model.norm.weight"] != weights["model.norm.weight"]).any()
+    assert (load_file(out / "model.safetensors")["model.norm.weight"] == weights["model.norm.weight"]).all()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "hf"}
 
 

@@ -127,14 +127,22 @@ def test_numbers_that_do_not_exist_are_no_json_of_their_own(
     assert report["accuracy"]["good"] is None or math.isfinite(report["accuracy"]["good"])
 
 
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test that begins with the expensive part."""
+    monkeypatch.setattr("eval.report.conversation_loss", lambda *_, **__: pytest.fail("the losses are computed"))
+
+
+@pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize("missing", ["model", "data", "baseline", "run"])
-def test_what_is_missing_is_told_and_nothing_is_written(config: ReportConfig, tmp_path: Path, missing: str) -> None:
+def test_what_is_missing_is_told_before_the_work(config: ReportConfig, tmp_path: Path, missing: str) -> None:
     fields = {"model": config.model, "data": config.data, "out": tmp_path / "report", missing: tmp_path / "none"}
     with pytest.raises((UserError, OSError), match="none"):
         write_report(ReportConfig(**fields, max_new=8, row_length=64))
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_work")
 def test_a_folder_of_somebody_else_is_not_replaced(config: ReportConfig, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     fields = {"model": config.model, "data": config.data, "out": tmp_path}

@@ -91,7 +91,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_config: NewConfig) -> P
     run = pickle.dumps((new_config(), workdir))
     process = subprocess.run(
         [sys.executable, "-c", KILLED], input=run, cwd=os.getcwd(), env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
-        capture_output=True, timeout=120,
+        capture_output=True, timeout=300,
     )  # fmt: skip
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     return workdir
@@ -122,6 +122,8 @@ def test_a_killed_run_resumes_bit_for_bit(unbroken: Path, killed: Path, new_conf
     assert list(metrics(workdir)) == [1, 2, 3, 4, 5, 6], "steps 5 and 6 were run and are lost"
     with open_checkpoints(workdir / "checkpoints") as manager:
         assert manager.all_steps() == [4]
+    (workdir / "checkpoints" / "2" / "params").mkdir(parents=True)  # an old step, killed while it was deleted
+    (workdir / "checkpoints" / "6.orbax-checkpoint-tmp" / "params").mkdir(parents=True)  # a new one, while it was saved
     train(new_config(), workdir)
     assert "start at step 4 of 8" in (workdir / "train.log").read_text()
     for kind in ("train", "heldout"):
@@ -236,11 +238,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
     ("path", "value", "sentence"),
     [
         ("batch_size", 12, "batch_size 12 must be a multiple of 8 .* try --config.batch_size=8"),
-        (
-            "mesh.fsdp",
-            3,
-            r"mesh \(replica 1, fsdp 3, sequence 1, tensor 1\) needs a multiple of 3 devices, there are 8",
-        ),
+        ("mesh.fsdp", 3, r"mesh \(replica 1, fsdp 3, .*\) needs exactly 3 devices, there are 8"),
         ("optim.warmup_steps", 9, "warmup_steps 9 must lie between 0 and the run's 8 steps"),
         ("data.train", "none.jsonl", "none.jsonl: no such file"),
         ("data.tokenizer", "none", "none: no tokenizer.json or tokenizer.model there"),

@@ -50,12 +50,12 @@ def alone(shape: LlamaConfig, params: Params, batch: Batch) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "micro_batches", "q", "down"),
+    ("sizes", "micro_batches", "parts"),
     [
-        ((1, 8, 1, 1), 1, (2, 2, 4, 4), (2, 24, 2)),
-        ((1, 4, 1, 2), 2, (2, 4, 2, 4), (2, 12, 4)),
-        ((2, 2, 1, 2), 1, (2, 8, 2, 4), (2, 12, 8)),
-        ((1, 4, 2, 1), 1, (2, 4, 4, 4), (2, 24, 4)),
+        ((1, 8, 1, 1), 1, {"q": (2, 2, 4, 4), "down": (2, 24, 2)}),
+        ((1, 4, 1, 2), 2, {"q": (2, 4, 2, 4), "down": (2, 12, 4)}),
+        ((2, 2, 1, 2), 1, {"q": (2, 8, 2, 4), "down": (2, 12, 8)}),
+        ((1, 4, 2, 1), 1, {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
     ],
     ids=["fsdp-8", "fsdp-4-tensor-2-micro-2", "replica-2-fsdp-2-tensor-2", "fsdp-4-sequence-2"],
 )
@@ -66,8 +66,7 @@ def test_every_mesh_trains_as_one_device(
     alone: Run,
     sizes: tuple[int, ...],
     micro_batches: int,
-    q: tuple[int, ...],
-    down: tuple[int, ...],
+    parts: dict[str, tuple[int, ...]],
 ) -> None:
     run = run_steps(shape, params, batch, sizes, micro_batches)
     np.testing.assert_allclose(run.losses, alone.losses, atol=1e-5)
@@ -77,8 +76,8 @@ def test_every_mesh_trains_as_one_device(
     # Weights and moments lie in parts: L is whole, D is cut by fsdp, N and F by tensor.
     mu = next(part.mu for part in jax.tree.leaves(run.state.opt_state, is_leaf=has_moments) if has_moments(part))
     for weights in (run.state.params, mu):
-        assert {shard.data.shape for shard in weights["q"].addressable_shards} == {q}
-        assert {shard.data.shape for shard in weights["down"].addressable_shards} == {down}
+        for name, part in parts.items():
+            assert {shard.data.shape for shard in weights[name].addressable_shards} == {part}
 
 
 def has_moments(part: object) -> bool:
