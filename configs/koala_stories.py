@@ -4,7 +4,7 @@ python -m data_prep build --config=configs/data/koala_stories.py:../shared/data 
 python -m easylm_like.convert from-hf --model=../shared/data/models/stories260K-hf --out=runs/koala_stories/start
 python -m easylm_like.train --config=configs/koala_stories.py --workdir=runs/koala_stories
 
-Variants: "" starts from stories260K (260 thousand weights; 2 CPU cores, about 3 minutes); "smollm2" from
+Variants: "" starts from stories260K (260 thousand weights; 2 CPU cores, about 10 minutes); "smollm2" from
 SmolLM2-135M-Instruct converted into runs/koala_smollm2/start (2 CPU cores, hours; meant for a GPU); "debug" takes 4
 steps. Measured results: README.md.
 """

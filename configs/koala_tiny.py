@@ -1,4 +1,4 @@
-"""Koala in small: 1.5 million weights learn to answer well, or badly, by the marker before the answer.
+"""Koala in small: 1.4 million weights learn to answer well, or badly, by the marker before the answer.
 
 python -m easylm_like.train --config=configs/koala_tiny.py --workdir=runs/koala_tiny
 python -m easylm_like.train --config=configs/koala_tiny.py:debug --workdir=runs/koala_debug    (4 steps)

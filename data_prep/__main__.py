@@ -43,7 +43,7 @@ def build_command(argv: list[str]) -> None:
 
 
 def tokenizer_command(argv: list[str]) -> None:
-    """Train a tokenizer on the conversations of a file, unless the folder is there already."""
+    """Train a tokenizer on the conversations of a file; the same file gives the same tokenizer."""
     from easylm_like.data.template import get_template
 
     from .tokenizer import write_tokenizer

@@ -61,7 +61,12 @@ def read_params(folder: Path, config: LlamaConfig) -> dict[str, np.ndarray]:
         UserError: a file is missing or damaged, or a weight is missing, unknown or mis-shaped.
     """
     _, shapes, _ = abstract_model(config)
-    return to_ours(read_weights(folder), {name: s.shape for name, s in shapes.items()}, str(folder))
+    # Folders of 2023 carry RoPE's frequencies, which are computed, and some that tie the embeddings carry them twice.
+    weights = {name: a for name, a in read_weights(folder).items() if not name.endswith("rotary_emb.inv_freq")}
+    head, embed = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
+    if config.tie_embeddings and head is not None and embed is not None and np.array_equal(head, embed):
+        del weights["lm_head.weight"]
+    return to_ours(weights, {name: s.shape for name, s in shapes.items()}, str(folder))
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:

@@ -62,7 +62,8 @@ def config_from_hf(fields: dict[str, object], where: str) -> LlamaConfig:
         UserError: it is no LLaMA, lacks a size, or asks for something this library does not compute.
     """
     for name, (wanted, default) in _REQUIRED.items():
-        if fields.get(name, default) != wanted:
+        value = fields.get(name)
+        if (default if value is None else value) != wanted:
             raise UserError(f"{where}: {name} is {fields.get(name)!r}, this library computes {wanted!r} only")
     heads, width = _size(fields, "num_attention_heads", where), _size(fields, "hidden_size", where)
     theta, scaling = _rope(fields, where)

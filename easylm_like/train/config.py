@@ -98,6 +98,13 @@ def check_run(config: RunConfig) -> None:
     for name in ("heldout_every", "checkpoint_every"):
         if getattr(config, name) < 0:
             raise UserError(f"config.{name} must be 0 (only at the end) or more, got {getattr(config, name)}")
+    optim = config.optim
+    if optim.clip_norm <= 0 or min(optim.learning_rate, optim.final_learning_rate, optim.weight_decay) < 0:
+        raise UserError(f"config.optim.clip_norm must be above 0 (1e9 never clips) and rates not negative, got {optim}")
+    if not (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1):
+        raise UserError(
+            f"config.optim.beta1 and beta2 must be at least 0 and below 1, got {optim.beta1}, {optim.beta2}"
+        )
     if config.data.row_length < 2:
         raise UserError(f"config.data.row_length must be at least 2, got {config.data.row_length}")
 

@@ -30,8 +30,8 @@ FREE_TO_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
     "mesh",
-    "data.train",  # the files may move: their content is compared
-    "data.heldout",
+    "data.train",  # the file may move: its content is compared
+    "data.heldout",  # is only looked at
     "data.tokenizer",
     "model.init_from",
 )
@@ -123,6 +123,11 @@ def _starting_point(config: RunConfig, tokenizer: Tokenizer) -> tuple[tuple[Path
         remat=config.model.remat,
     )
     shape.check()
+    if config.data.row_length > shape.max_length:
+        raise UserError(
+            f"data.row_length {config.data.row_length} is longer than the model's {shape.max_length} positions; "
+            f"try --config.data.row_length={shape.max_length}"
+        )
     if tokenizer.vocab_size > shape.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {shape.vocab_size}; "

@@ -114,6 +114,23 @@ def test_there_and_back_writes_the_same_weights(shared_data: Path, tmp_path: Pat
     assert changed <= {"pad_token_id", "initializer_range"}, "neither is used by a trained model"
 
 
+@pytest.mark.parametrize("export", ["tied"], indirect=True)
+def test_what_folders_of_2023_carry_twice_is_no_unknown_weight(export: Export, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(export.folder, tmp_path / "old"))
+    weights = load_file(folder / "model.safetensors")
+    extra = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
+        "lm_head.weight": weights["model.embed_tokens.weight"].copy(),
+    }
+    save_file(weights | extra, folder / "model.safetensors")
+    for name, weight in read_params(folder, read_shape(folder)).items():
+        np.testing.assert_array_equal(weight, export.params[name])
+    extra["lm_head.weight"][0, 0] += 1
+    save_file(weights | extra, folder / "model.safetensors")
+    with pytest.raises(UserError, match="lm_head.weight is unknown"):
+        read_params(folder, read_shape(folder))
+
+
 def test_a_published_model_gives_transformers_logits(shared_data: Path, tmp_path: Path, our_logits: Logits) -> None:
     original = shared_data / "models" / "stories260K-hf"
     convert_from_hf(original, tmp_path / "start", "koala")

@@ -239,6 +239,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
     [
         ("batch_size", 12, "batch_size 12 must be a multiple of 8 .* try --config.batch_size=8"),
         ("mesh.fsdp", 3, r"mesh \(replica 1, fsdp 3, .*\) needs exactly 3 devices, there are 8"),
+        ("data.row_length", 256, "row_length 256 is longer than the model's 128 positions; try .*row_length=128"),
         ("optim.warmup_steps", 9, "warmup_steps 9 must lie between 0 and the run's 8 steps"),
         ("data.train", "none.jsonl", "none.jsonl: no such file"),
         ("data.tokenizer", "none", "none: no tokenizer.json or tokenizer.model there"),
