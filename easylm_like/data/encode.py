@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from easylm_like.data.conversation import Conversation, Quality
-from easylm_like.data.template import RenderError, Span, Template, Why
+from easylm_like.data.template import RenderError, Span, Template
 from easylm_like.data.tokenizer import Tokenizer
 
 BATCH = 256  # conversations given to the tokenizer's threads at a time
@@ -85,11 +85,11 @@ def _align(
 
 
 def _boundary_problem(spans: Sequence[Span], ids: np.ndarray, span_of: np.ndarray, tokenizer: Tokenizer) -> str | None:
-    ends = [index for index, span in enumerate(spans) if span.text == tokenizer.special.eos]
+    ends = [index for index, span in enumerate(spans) if index and span.text == tokenizer.special.eos]
     inside = ids[~np.isin(span_of, ends)]  # some tokenizers begin and end with one and the same token
     if tokenizer.bos_id is not None and (ids[0] != tokenizer.bos_id or np.sum(inside == tokenizer.bos_id) != 1):
         return f"{tokenizer.special.bos!r} must come once, at the start; the first ids are {ids[:4].tolist()}"
-    for index, span in enumerate(spans):
-        if span.why == Why.TERMINATOR and ids[span_of == index].tolist() != [tokenizer.eos_id]:
-            return f"the tokenizer does not turn {span.text!r} after an answer into its one id {tokenizer.eos_id}"
+    if any(ids[span_of == index].tolist() != [tokenizer.eos_id] for index in ends):
+        eos = tokenizer.special.eos
+        return f"the tokenizer does not turn {eos!r} after an answer into its one id {tokenizer.eos_id}"
     return None

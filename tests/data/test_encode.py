@@ -161,3 +161,18 @@ def test_a_bos_or_eos_that_is_not_one_id_is_rejected(joining: Callable[..., Toke
         assert isinstance(item, Rejected)
         assert item.reason == "special_token_lost"
         assert repr(lost) in item.detail
+
+
+def test_one_token_may_begin_and_end(tokenizers: dict[str, Tokenizer], talk: Talk) -> None:
+    """SmolLM2's and GPT-2's base models have one token for both."""
+    both = replace(tokenizers["smollm2"].special, bos="<|im_end|>")
+    tokenizer = replace(tokenizers["smollm2"], special=both)
+    assert tokenizer.bos_id == tokenizer.eos_id
+    item = encoded(talk("Hello!", "Hi.", "And you?", "So so."), tokenizer)
+    at = np.flatnonzero(item.ids == tokenizer.eos_id)
+    assert (at[0], at[-1], len(at)) == (0, len(item.ids) - 1, 3)
+    assert item.weights[at].tolist() == [0, 1, 1]
+    document = Conversation("d", "test", (Message(Role.ASSISTANT, "Once upon a time."),))
+    (plain,) = encode([document], PLAIN, tokenizer)
+    assert isinstance(plain, Encoded)
+    assert plain.weights.tolist() == [0] + [1] * (len(plain.ids) - 1)
