@@ -4,9 +4,9 @@ python -m data_prep build --config=configs/data/koala_stories.py:../shared/data 
 python -m easylm_like.convert from-hf --model=../shared/data/models/stories260K-hf --out=runs/koala_stories/start
 python -m easylm_like.train --config=configs/koala_stories.py --workdir=runs/koala_stories
 
-Variants: "" starts from stories260K (260 thousand weights; 2 CPU cores, about 10 minutes); "smollm2" from
-SmolLM2-135M-Instruct converted into runs/koala_smollm2/start (2 CPU cores, hours; meant for a GPU); "debug" takes 4
-steps. Measured results: README.md.
+Variants: "" starts from stories260K (260 thousand weights; measured: 12 minutes on 2 CPU cores beside other work, and
+the losses in README.md); "smollm2" from SmolLM2-135M-Instruct converted into runs/koala_smollm2/start (tried for 4
+steps only; hours on 2 CPU cores, by estimate); "debug" takes 4 steps.
 """
 
 from easylm_like.data.dataset import TooLong

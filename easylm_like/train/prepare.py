@@ -23,7 +23,7 @@ from easylm_like.train.checkpoint import RunInfo, read_run_info, shape_from_json
 from easylm_like.train.config import RunConfig, check_batch, check_run
 from easylm_like.train.optim import make_optimizer, make_schedule
 
-# What a continued run may change: none of it changes what is computed.
+# What a continued run may change: none of it changes what is computed, but for rounding on another mesh.
 FREE_TO_CHANGE = (
     "log_every",
     "heldout_every",
