@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> RunConfig:
     config.model = ModelConfig(init_from="runs/koala_stories/start")
     config.optim = OptimConfig(learning_rate=2e-3, warmup_steps=20, beta2=0.95)
     if variant == "smollm2":
-        config.model = ModelConfig(init_from="runs/koala_smollm2/start", remat=Remat.FULL)
+        config.model = ModelConfig(init_from="runs/koala_smollm2/start", remat=Remat.INPUTS)
         config.optim.learning_rate = 1e-4
     if variant == "debug":
         config.steps, config.log_every, config.optim.warmup_steps = 4, 1, 1

@@ -150,11 +150,11 @@ def test_data_is_built_and_looked_at(place: Path, shared_data: Path, capsys: pyt
 
 
 def test_a_field_is_overridden_with_its_own_type(root: Path) -> None:
-    fields = ("optim.schedule=linear", "optim.learning_rate=1e-3", "mesh.fsdp=4", "model.remat=full", "steps=7")
+    fields = ("optim.schedule=linear", "optim.learning_rate=1e-3", "mesh.fsdp=4", "model.remat=inputs", "steps=7")
     argv = [f"--config={root}/configs/koala_tiny.py", "--workdir=w", *(f"--config.{field}" for field in fields)]
     config, _ = read_flags(argv, RunConfig, {"workdir": ""})
     got = (config.optim.schedule, config.optim.learning_rate, config.mesh.fsdp, config.model.remat, config.steps)
-    assert got == ("linear", 1e-3, 4, "full", 7)
+    assert got == ("linear", 1e-3, 4, "inputs", 7)
     assert {type(value).__name__ for value in got} == {"Schedule", "float", "int", "Remat"}
 
 

@@ -21,7 +21,6 @@ from easylm_like.data.template import Template
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.llama import abstract_model
 
 ORIGIN_FILE = "easylm_like.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
@@ -38,7 +37,7 @@ def write_folder(
     origin: Mapping[str, object],
 ) -> None:
     """Write every file of a Hugging Face model into the existing `folder`; `origin` goes into easylm_like.json."""
-    weights = {name: array.astype(DTYPES[dtype]) for name, array in to_theirs(params)}
+    weights = {name: array.astype(DTYPES[dtype]) for name, array in to_theirs(params, config)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     os.chmod(folder / "model.safetensors", 0o644)  # safetensors makes it readable by its owner alone
     tokenizer.save(folder)
@@ -60,13 +59,12 @@ def read_params(folder: Path, config: LlamaConfig) -> dict[str, np.ndarray]:
     Raises:
         UserError: a file is missing or damaged, or a weight is missing, unknown or mis-shaped.
     """
-    _, shapes, _ = abstract_model(config)
     # Folders of 2023 carry RoPE's frequencies, which are computed, and some that tie the embeddings carry them twice.
     weights = {name: a for name, a in read_weights(folder).items() if not name.endswith("rotary_emb.inv_freq")}
     head, embed = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
     if config.tie_embeddings and head is not None and embed is not None and np.array_equal(head, embed):
         del weights["lm_head.weight"]
-    return to_ours(weights, {name: s.shape for name, s in shapes.items()}, str(folder))
+    return to_ours(weights, config, str(folder))
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:

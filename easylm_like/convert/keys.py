@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from easylm_like.errors import UserError
+from easylm_like.model.config import LlamaConfig
+from easylm_like.model.llama import abstract_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Key:
     theirs: str
     inputs: int | None = None
 
+
+PADDED = ("embed", "head")  # have a row for every id, and rows of padding after them
 
 LLAMA_KEYS = (
     Key("embed", "model.embed_tokens.weight"),
@@ -37,24 +41,27 @@ LLAMA_KEYS = (
 )
 
 
-def to_theirs(params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (their name, their array) of every weight; a name of ours that the table does not know is a KeyError."""
+def to_theirs(params: Mapping[str, np.ndarray], config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (their name, their array) of every weight, without the padding of the vocabulary.
+
+    A name of ours that the table does not know is a KeyError.
+    """
     table = {key.ours: key for key in LLAMA_KEYS}
     for name, weight in params.items():
         key = table[name]
-        layers = weight if "{}" in key.theirs else weight[None]
+        layers = weight if "{}" in key.theirs else weight[None, : config.vocab_size if name in PADDED else None]
         for i, ours in enumerate(layers):
             yield key.theirs.format(i), _to_matrix(ours, key.inputs)
 
 
-def to_ours(
-    theirs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str
-) -> dict[str, np.ndarray]:
-    """Return our params of the given shapes from their arrays.
+def to_ours(theirs: Mapping[str, np.ndarray], config: LlamaConfig, where: str) -> dict[str, np.ndarray]:
+    """Return our params of a model like `config` from their arrays, the vocabulary padded with zeros.
 
     Raises:
         UserError: names are missing, left over or of another shape; all of them are listed.
     """
+    shapes = {name: like.shape for name, like in abstract_model(config)[1].items()}
+    shapes |= {name: (config.vocab_size, config.d_model) for name in PADDED if name in shapes}
     wanted = {key.ours: key for key in LLAMA_KEYS if key.ours in shapes}
     names = {n: [k.theirs.format(i) for i in range(shapes[n][0] if "{}" in k.theirs else 1)] for n, k in wanted.items()}
     expected = {their: _their_shape(shapes[n], wanted[n]) for n, theirs_of in names.items() for their in theirs_of}
@@ -73,6 +80,8 @@ def to_ours(
         layer_shape = shapes[name][1:] if stacked else shapes[name]
         arrays = [_from_matrix(theirs[their], key.inputs, layer_shape) for their in names[name]]
         params[name] = np.stack(arrays) if stacked else arrays[0]
+        if name in PADDED:
+            params[name] = np.pad(params[name], ((0, config.padded_vocab - config.vocab_size), (0, 0)))
     return params
 
 

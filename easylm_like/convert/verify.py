@@ -18,7 +18,7 @@ from easylm_like.data.template import Template
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.llama import GraphDef, Params, abstract_model, logits_of
+from easylm_like.model.llama import GraphDef, Params, abstract_model
 
 # fp32 on both sides; the bound is for rounding that grows with depth, a wrong layout is off by the logits' own size
 TOLERANCE = 1e-3
@@ -108,4 +108,4 @@ def _probes(template: Template) -> list[tuple[Message, ...]]:
 def _logits(graphdef: GraphDef, params: Params, ids_T: jax.Array) -> jax.Array:
     model = nnx.merge(graphdef, params)
     places = jnp.ones_like(ids_T)[None], jnp.arange(ids_T.size)[None]
-    return logits_of(model(ids_T[None], places)[0], model.head_VD())[0]
+    return model.logits(model(ids_T[None], places)[0])[0]

@@ -3,30 +3,94 @@
 Letters: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K, H head size.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
+from easylm_like.errors import UserError
+from easylm_like.model.attention_chunked import attend_chunked
+from easylm_like.model.attention_cudnn import attend_cudnn, why_not_cudnn
+from easylm_like.model.attention_splash import attend_splash, why_not_splash
+from easylm_like.model.config import Attention, LlamaConfig
+from easylm_like.model.partition import partition_spec
+
 MASKED = -1e30  # finite, so that a query with nothing to see gives numbers and not NaN
+
+Places = tuple[jax.Array, jax.Array]  # (segments, positions)
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, tuple[Places, Places]], jax.Array]
 
 
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
+    places: tuple[Places, Places],
     *,
-    q_places: tuple[jax.Array, jax.Array],
-    k_places: tuple[jax.Array, jax.Array],
+    window: int | None = None,
+    backend: Attention = Attention.XLA,
+    max_segments: int = 0,
 ) -> jax.Array:
     """Return [B, T, N, H]: softmax(q k / sqrt(H)) v, scores and softmax in fp32.
 
-    A place is (segments, positions), int32 [B, T] or [B, S] each. A query sees the keys of its own segment at its own
-    position or before it. One rule serves training (packed rows, restarted positions) and decoding (an empty cache
-    slot has segment 0), so the two cannot mask differently.
+    `places` are the queries' and the keys': (segments, positions), int32 [B, T] or [B, S] each. A query sees the keys
+    of its own segment at its own position or before it, and fewer than `window` positions before it. One rule serves
+    training (packed rows, restarted positions), decoding (an empty cache slot has segment 0) and forgotten keys
+    (segment -1), so that none can mask differently.
+
+    All backends but XLA want what the loader makes: T = S, the records of a row one after the other, positions that
+    count up within each; keys differ from queries in forgotten segments only. What they return at padding (segment 0)
+    is finite and means nothing.
     """
-    (q_segments, q_positions), (k_segments, k_positions) = q_places, k_places
-    visible_BTS = (q_segments[:, :, None] == k_segments[:, None, :]) & (
-        q_positions[:, :, None] >= k_positions[:, None, :]
-    )
+    kernels: dict[Attention, Kernel] = {
+        Attention.XLA: partial(_attend_xla, window=window),
+        Attention.CHUNKED: partial(attend_chunked, window=window),
+        Attention.CUDNN: partial(attend_cudnn, window=window, max_segments=max_segments),
+        Attention.SPLASH: partial(attend_splash, window=window),
+    }
+    kernel = kernels[backend]
+    mesh = jax.sharding.get_abstract_mesh()
+    if backend == Attention.XLA or mesh.empty or mesh.size == 1:
+        return kernel(q_BTNH, k_BSKH, v_BSKH, places)
+    heads = partition_spec(("batch", "length", "heads", "head"))
+    rows = ((partition_spec(("batch", "length")),) * 2,) * 2
+    # A kernel is opaque to the partitioner; rows and heads are independent, so every device runs it on its own.
+    shard = jax.shard_map(kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return shard(q_BTNH, k_BSKH, v_BSKH, places)
+
+
+def choose_attention(wanted: Attention, config: LlamaConfig, device: jax.Device, sequence: int) -> Attention:
+    """Return the backend that trains `config` on devices like `device`; AUTO is the fastest that can.
+
+    `sequence` is the size of the mesh axis that cuts rows into pieces: with more than one only XLA sees other pieces.
+
+    Raises:
+        UserError: the backend that was asked for cannot; says why and which to take.
+    """
+    reasons = {
+        Attention.CUDNN: why_not_cudnn(config, device),
+        Attention.SPLASH: why_not_splash(config, device),
+        Attention.CHUNKED: None,
+    }
+    if sequence > 1:
+        reasons = dict.fromkeys(reasons, f"it cannot look beyond a piece of a row, and mesh.sequence is {sequence}")
+    if wanted == Attention.AUTO:
+        return next((backend for backend, reason in reasons.items() if reason is None), Attention.XLA)
+    if reason := reasons.get(wanted):
+        raise UserError(f"model.attention {wanted.value}: {reason}; take auto, which chooses what the devices can")
+    return wanted
+
+
+def _attend_xla(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, places: tuple[Places, Places], *, window: int | None
+) -> jax.Array:
+    """The definition: every score is made, and what is not seen is masked."""
+    (q_segments, q_positions), (k_segments, k_positions) = places
+    back_BTS = q_positions[:, :, None] - k_positions[:, None, :]
+    visible_BTS = (q_segments[:, :, None] == k_segments[:, None, :]) & (back_BTS >= 0)
+    if window is not None:
+        visible_BTS &= back_BTS < window
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)

@@ -1,16 +1,32 @@
-"""The shape of a LLaMA and how it is computed, with the published sizes by name."""
+"""The shape of a model of the LLaMA family, and how it is computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from easylm_like.errors import UserError
 
+VOCAB_MULTIPLE = (
+    128  # rows of the embedding and the head: whole tiles on every accelerator, and any tensor axis divides
+)
+
 
 class Remat(StrEnum):
-    """What the backward pass finds saved: everything, or only each layer's input (the rest is computed again)."""
+    """What a layer saves for the backward pass, most first; what is not saved is computed a second time."""
 
-    NONE = "none"
-    FULL = "full"
+    ALL = "all"  # nothing is computed twice
+    MATMULS = "matmuls"  # results of matmuls and of attention: norms, RoPE and SwiGLU are computed twice
+    ATTENTION = "attention"  # the layer's input and the result of attention
+    INPUTS = "inputs"  # the layer's input
+
+
+class Attention(StrEnum):
+    """The backends of model/attention.py; AUTO is resolved by `choose_attention` before anything is computed."""
+
+    AUTO = "auto"
+    XLA = "xla"  # the reference: whole score matrices; everywhere, with a cache too
+    CHUNKED = "chunked"  # memory linear in the length; everywhere
+    CUDNN = "cudnn"  # NVIDIA Hopper and newer, bfloat16 or float16
+    SPLASH = "splash"  # TPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +40,38 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """How a model is computed. None of it is in a config.json, and a checkpoint can be read under any of it.
+
+    `dtype` is that of matmuls and activations. `dropout` is the rate at which the embedding and both residual branches
+    are dropped; `forget` the largest rate at which earlier tokens are hidden from all later ones, drawn anew for every
+    row (forgetful causal masking, arXiv 2210.13432; Koala trained with 0.05 and 0.1). Both act only where noise is
+    given. `max_segments` bounds the records in a row; cuDNN has to know it.
+    """
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    attention: Attention = Attention.XLA
+    scan_layers: bool = True
+    remat: Remat = Remat.ALL
+    dropout: float = 0.0
+    forget: float = 0.0
+    max_segments: int = 0
+
+    def check(self) -> None:
+        """Raise UserError for a rate that is none."""
+        for name in ("dropout", "forget"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaConfig:
-    """Architecture (as in a config.json) and computation of one model; hashable, so that jit can treat it as static."""
+    """Architecture of one model, as in a config.json, and its `compute`; hashable, so that jit can treat it as static.
+
+    Three switches make the relatives of LLaMA: `sliding_window` (Mistral: a query sees that many tokens, its own
+    among them), `qkv_bias` (Qwen2) and `qk_norm` (Qwen3: RMSNorm of every query and key head before RoPE).
+    """
 
     vocab_size: int
     d_model: int
@@ -39,16 +85,16 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     max_length: int = 2048
-    param_dtype: str = "float32"
-    compute_dtype: str = "float32"
-    scan_layers: bool = True
-    remat: Remat = Remat.NONE
+    sliding_window: int | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    compute: Compute = field(default_factory=Compute)
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of every logical axis that a weight can have."""
+        """Return the size of every logical axis that a weight can have; `vocab` is padded, see `padded_vocab`."""
         return {
             "layers": self.n_layers,
-            "vocab": self.vocab_size,
+            "vocab": self.padded_vocab,
             "embed": self.d_model,
             "mlp": self.d_ff,
             "heads": self.n_heads,
@@ -56,52 +102,18 @@ class LlamaConfig:
             "head": self.head_dim,
         }
 
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding and the head: vocab_size rounded up. The logits of the added rows are never seen."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
     def check(self) -> None:
-        """Raise UserError for a shape that no LLaMA has."""
-        if wrong := [name for name, size in self.sizes().items() if size < 1]:
-            raise UserError(f"the model's {wrong[0]} size must be at least 1, got {self.sizes()[wrong[0]]}")
+        """Raise UserError for a shape that no model of the family has."""
+        sizes = self.sizes() | {"vocab": self.vocab_size, "sliding_window": self.sliding_window or 1}
+        if wrong := [name for name, size in sizes.items() if size < 1]:
+            raise UserError(f"the model's {wrong[0]} size must be at least 1, got {sizes[wrong[0]]}")
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} must be even: RoPE turns pairs")
-
-
-def _llama(vocab: int, d_model: int, d_ff: int, layers: int, heads: int, kv_heads: int, **rest: object) -> LlamaConfig:
-    shape = {"vocab_size": vocab, "d_model": d_model, "d_ff": d_ff, "n_layers": layers, "n_heads": heads}
-    return LlamaConfig(**shape, n_kv_heads=kv_heads, head_dim=d_model // heads, **rest)  # type: ignore[arg-type]
-
-
-_LLAMA31_ROPE = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=8192)
-_LLAMA32_ROPE = RopeScaling(factor=32.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=8192)
-
-# As published: LLaMA (arXiv 2302.13971, table 2), Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783, table 3).
-PRESETS = {
-    "tiny": _llama(512, 192, 512, 4, 6, 3),
-    "llama_7b": _llama(32000, 4096, 11008, 32, 32, 32, norm_eps=1e-6),
-    "llama_13b": _llama(32000, 5120, 13824, 40, 40, 40, norm_eps=1e-6),
-    "llama_30b": _llama(32000, 6656, 17920, 60, 52, 52, norm_eps=1e-6),
-    "llama_65b": _llama(32000, 8192, 22016, 80, 64, 64, norm_eps=1e-5),
-    "llama2_7b": _llama(32000, 4096, 11008, 32, 32, 32, max_length=4096),
-    "llama2_70b": _llama(32000, 8192, 28672, 80, 64, 8, max_length=4096),
-    "llama3_8b": _llama(128256, 4096, 14336, 32, 32, 8, rope_theta=5e5, max_length=8192),
-    "llama31_8b": _llama(128256, 4096, 14336, 32, 32, 8, rope_theta=5e5, rope_scaling=_LLAMA31_ROPE, max_length=131072),
-    "llama32_1b": _llama(
-        128256,
-        2048,
-        8192,
-        16,
-        32,
-        8,
-        rope_theta=5e5,
-        rope_scaling=_LLAMA32_ROPE,
-        max_length=131072,
-        tie_embeddings=True,
-    ),
-}
-
-
-def get_preset(name: str) -> LlamaConfig:
-    """Return the model shape called `name`; a UserError lists the known ones."""
-    if name not in PRESETS:
-        raise UserError(f"unknown model preset {name!r}; known presets are {', '.join(PRESETS)}")
-    return PRESETS[name]
+        self.compute.check()

@@ -15,7 +15,7 @@ from flax import nnx
 
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.llama import Cache, GraphDef, Params, abstract_model, empty_cache, logits_of
+from easylm_like.model.llama import Cache, GraphDef, Params, abstract_model, empty_cache
 
 ROWS = 32  # prompts that are decoded at a time
 
@@ -108,7 +108,7 @@ def _decode(
     stops = jnp.array(stop_ids, jnp.int32)
 
     def choose(x_B1D: jax.Array, i: jax.Array) -> jax.Array:
-        logits_BV = logits_of(x_B1D, model.head_VD())[:, 0]
+        logits_BV = model.logits(x_B1D)[:, 0]
         return jax.vmap(partial(sample, sampling))(logits_BV, jax.vmap(partial(jax.random.fold_in, data=i))(keys_B))
 
     def more(carry: Carry) -> jax.Array:

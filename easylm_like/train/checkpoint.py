@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from easylm_like.errors import UserError
-from easylm_like.model.config import LlamaConfig, Remat, RopeScaling
+from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import Params
 from easylm_like.train.state import TrainState
 
@@ -104,12 +104,14 @@ def saved_digest(folder: str | os.PathLike[str], step: int) -> str:
 
 
 def shape_to_json(config: LlamaConfig) -> dict[str, object]:
-    """Return a model's shape as JSON; `shape_from_json` is the inverse."""
-    return dataclasses.asdict(config)
+    """Return a model's architecture as JSON, without how it is computed; `shape_from_json` is the inverse."""
+    fields = dataclasses.asdict(config)
+    del fields["compute"]
+    return fields
 
 
 def shape_from_json(fields: object) -> LlamaConfig:
-    """Return the LlamaConfig that `shape_to_json` wrote."""
+    """Return the LlamaConfig that `shape_to_json` wrote, computed in fp32 as by default."""
     assert isinstance(fields, dict), fields
     scaling = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
-    return LlamaConfig(**fields | {"rope_scaling": scaling, "remat": Remat(fields["remat"])})
+    return LlamaConfig(**fields | {"rope_scaling": scaling})

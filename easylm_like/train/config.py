@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from easylm_like.data.dataset import TooLong
 from easylm_like.errors import UserError
-from easylm_like.model.config import LlamaConfig, Remat
+from easylm_like.model.config import Attention, Compute, LlamaConfig, Remat
 from easylm_like.model.partition import MeshConfig
 
 
@@ -15,6 +15,16 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
     LINEAR = "linear"
     COSINE = "cosine"
+    WSD = "wsd"  # constant, then linear over the last decay_steps (warmup-stable-decay, arXiv 2404.06395)
+
+
+class Optimizer(StrEnum):
+    """What turns gradients into updates."""
+
+    ADAMW = "adamw"  # arXiv 1711.05101
+    ADAFACTOR = "adafactor"  # arXiv 1804.04235
+    LION = "lion"  # arXiv 2302.06675
+    MUON = "muon"  # kellerjordan.github.io/posts/muon, with AdamW for embedding, head, norms and biases
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,33 +41,75 @@ class DataConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """Where the weights come from: `init_from`, or random ones of `shape` (a preset or your own).
+    """Where the weights come from: `init_from`, or random ones of `shape` (a preset or your own); and how to compute.
 
     `init_from` is the work directory of another run, or what `python -m easylm_like.convert from-hf` made of a Hugging
-    Face folder.
+    Face folder. The other fields are those of model.config.Compute.
     """
 
     init_from: str = ""
     shape: LlamaConfig | None = None
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
+    attention: Attention = Attention.AUTO
     scan_layers: bool = True
-    remat: Remat = Remat.NONE
+    remat: Remat = Remat.ALL
+    dropout: float = 0.0
+    forget: float = 0.0
+
+    def compute(self) -> Compute:
+        """Return these settings as the model takes them; `attention` may still be AUTO."""
+        return Compute(
+            dtype=self.compute_dtype,
+            param_dtype=self.param_dtype,
+            attention=self.attention,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+            dropout=self.dropout,
+            forget=self.forget,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class OptimConfig:
-    """AdamW (arXiv 1711.05101) with clipping by the global norm; the defaults are Vicuna's and Alpaca's."""
+    """The optimizer, clipping by the global norm, and what is added to the loss; Vicuna's and Alpaca's by default.
 
+    `moment_dtype` is how the optimizer's moments are kept between steps; they are computed in fp32. `decay_steps`
+    belongs to the schedule wsd.
+    """
+
+    optimizer: Optimizer = Optimizer.ADAMW
     learning_rate: float = 2e-5
     schedule: Schedule = Schedule.COSINE
     warmup_steps: int = 0
+    decay_steps: int = 0
     final_learning_rate: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    moment_dtype: str = "float32"
+    z_loss: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class LogConfig:
+    """Where numbers go beside WORKDIR/train.log and metrics.jsonl, and what the devices can do at best.
+
+    `peak_tflops` is one device's peak in 10^12 FLOP/s, for the MFU on devices that the log does not know; 0: unknown.
+    """
+
+    tensorboard: bool = False  # WORKDIR/tensorboard/
+    wandb_project: str = ""
+    peak_tflops: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class ProfileConfig:
+    """`--config.profile.steps=10,13` traces steps 10, 11 and 12 into WORKDIR/profile/, for TensorBoard or Perfetto."""
+
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +120,8 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     steps: int = 1000
     batch_size: int = 128
     micro_batches: int = 1
@@ -76,6 +130,7 @@ class RunConfig:
     heldout_every: int = 0  # 0: only before the first and after the last step
     checkpoint_every: int = 0  # 0: only after the last step
     keep_checkpoints: int = 2
+    compilation_cache: str = "~/.cache/easylm_like"  # compiled programs of all runs on this machine; empty: none
 
 
 def check_run(config: RunConfig) -> None:

@@ -81,7 +81,7 @@ def _run_steps(run: Prepared, state: TrainState, manager: ocp.CheckpointManager,
         last = done == config.steps
         checkpoint = last or (config.checkpoint_every and done % config.checkpoint_every == 0)
         if done == first + 1 or done % config.log_every == 0 or checkpoint:
-            _log_steps(log, rate, pending, done, config.steps)
+            _log_steps(log, rate, pending, done, config.steps, float(run.schedule(done - 1)))
             pending = []
         if last or (config.heldout_every and done % config.heldout_every == 0):
             rate.exclude(look(state))
@@ -95,8 +95,9 @@ def _compile_later(run: Prepared) -> Step:
         train_step,
         graphdef=abstract_model(run.shape)[0],
         optimizer=run.optimizer,
-        schedule=run.schedule,
         micro_batches=run.config.micro_batches,
+        z_loss=run.config.optim.z_loss,
+        seed=run.config.seed,
     )
     return jax.jit(step, donate_argnums=0)
 
@@ -118,7 +119,7 @@ def _heldout_watch(run: Prepared, log: RunLog) -> Callable[[TrainState], float]:
     return look
 
 
-def _log_steps(log: RunLog, rate: Rate, pending: list[Metrics], done: int, steps: int) -> None:
+def _log_steps(log: RunLog, rate: Rate, pending: list[Metrics], done: int, steps: int, learning_rate: float) -> None:
     """Log the steps since the last line as one: the loss is the mean over all their trained tokens."""
     values = jax.device_get(pending)  # the one place of the loop that waits for the devices
     for number, metrics in enumerate(values, start=done - len(values) + 1):
@@ -131,7 +132,7 @@ def _log_steps(log: RunLog, rate: Rate, pending: list[Metrics], done: int, steps
     tokens = sum(float(m["tokens"]) for m in values)
     loss = sum(float(m["loss"]) * float(m["trained_tokens"]) for m in values) / max(trained, 1.0)
     speed, left = rate.ask(tokens, len(values), steps - done)
-    last = {name: float(values[-1][name]) for name in ("grad_norm", "learning_rate")}
+    last = {"grad_norm": float(values[-1]["grad_norm"]), "learning_rate": learning_rate}
     log.line(
         f"step {done:6}/{steps}  loss {loss:.4f}  lr {last['learning_rate']:.2e}  grad {last['grad_norm']:.2f}  "
         f"{speed:,.0f} tokens/s ({speed * trained / max(tokens, 1.0):,.0f} trained)  {left} left"

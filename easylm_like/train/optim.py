@@ -1,9 +1,11 @@
 """AdamW with warm-up, decay and clipping, out of optax's parts."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from easylm_like.errors import UserError
+from easylm_like.model.llama import Params
 from easylm_like.train.config import OptimConfig, Schedule
 
 
@@ -36,3 +38,17 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
 
 def _decayed(params: dict[str, jax.Array]) -> dict[str, bool]:
     return {name: not name.endswith("norm") for name in params}
+
+
+def update_params(
+    optimizer: optax.GradientTransformation,
+    gradient: Params,
+    opt_state: optax.OptState,
+    params: Params,
+    key: jax.Array,
+) -> tuple[Params, optax.OptState]:
+    """Return the next weights and state; computed in fp32, weights of fewer bits rounded stochastically with `key`."""
+    wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    updates, opt_state = optimizer.update(gradient, opt_state, wide)
+    new = optax.apply_updates(wide, updates)
+    return jax.tree.map(lambda n, p: n.astype(p.dtype), new, params), opt_state

@@ -15,6 +15,7 @@ from easylm_like.data.loader import Loader, make_loader
 from easylm_like.data.template import get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
+from easylm_like.model.attention import choose_attention
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import param_shardings
 from easylm_like.model.partition import make_mesh
@@ -23,8 +24,15 @@ from easylm_like.train.checkpoint import RunInfo, read_run_info, shape_from_json
 from easylm_like.train.config import RunConfig, check_batch, check_run
 from easylm_like.train.optim import make_optimizer, make_schedule
 
-# What a continued run may change: none of it changes what is computed, but for rounding on another mesh.
+# What a continued run may change: none of it changes what is computed, but for rounding.
 FREE_TO_CHANGE = (
+    "log",
+    "profile",
+    "compilation_cache",
+    "micro_batches",
+    "model.attention",
+    "model.scan_layers",
+    "model.remat",
     "log_every",
     "heldout_every",
     "checkpoint_every",
@@ -65,11 +73,15 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
     schedule = make_schedule(config.optim, config.steps)
     tokenizer = load_tokenizer(config.data.tokenizer or Path(config.model.init_from) / "tokenizer")
     start, shape = _starting_point(config, tokenizer)
+    attention = choose_attention(config.model.attention, shape, mesh.devices.flat[0], mesh.shape["sequence"])
     param_shardings(shape, mesh)  # a weight that does not divide is told before any data is read
     loader = _loader(config, config.data.train, tokenizer, workdir, shuffle=True)
     heldout = None
     if config.data.heldout:
         heldout = _loader(config, config.data.heldout, tokenizer, workdir, shuffle=False)
+    segments = max(len(row) for each in (loader, heldout) if each is not None for row in each.rows)
+    compute = dataclasses.replace(shape.compute, attention=attention, max_segments=segments)
+    shape = dataclasses.replace(shape, compute=compute)
     info: RunInfo = {
         "shape": shape_to_json(shape),
         "template": config.data.template,
@@ -115,13 +127,7 @@ def _starting_point(config: RunConfig, tokenizer: Tokenizer) -> tuple[tuple[Path
         step, saved = read_run_info(folder)
         start, shape = (folder, step), shape_from_json(saved["shape"])
     assert shape is not None
-    shape = dataclasses.replace(
-        shape,
-        param_dtype=config.model.param_dtype,
-        compute_dtype=config.model.compute_dtype,
-        scan_layers=config.model.scan_layers,
-        remat=config.model.remat,
-    )
+    shape = dataclasses.replace(shape, compute=config.model.compute())
     shape.check()
     if config.data.row_length > shape.max_length:
         raise UserError(

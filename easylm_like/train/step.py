@@ -13,11 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 from easylm_like.data.loader import Batch
 from easylm_like.model.llama import GraphDef, Params
 from easylm_like.model.partition import constrain, partition_spec
-from easylm_like.train.loss import token_nll
+from easylm_like.train.loss import LossTerms, token_nll, weighted_loss
+from easylm_like.train.optim import update_params
 from easylm_like.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
 Rows = TypeVar("Rows", Batch, np.ndarray)
+NoisyBatch = tuple[Batch, jax.Array]  # and a PRNG key for every row
 
 
 def train_step(
@@ -26,43 +28,54 @@ def train_step(
     *,
     graphdef: GraphDef,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
     micro_batches: int = 1,
+    z_loss: float = 0.0,
+    seed: int = 0,
 ) -> tuple[TrainState, Metrics]:
-    """Return the next state and fp32 scalars: loss, grad_norm (before clipping), learning_rate, trained_tokens, tokens.
+    """Return the next state and fp32 scalars: loss, grad_norm (before clipping), trained_tokens, tokens.
 
-    The gradient is that of sum(weights * nll) / sum(weights) over the global batch, whatever `micro_batches` and the
-    mesh: sums are accumulated and divided once.
+    The gradient is that of sum(weights * (nll + z-loss)) / sum(weights) over the global batch, whatever `micro_batches`
+    and the mesh: sums are accumulated and divided once. `loss` is nll alone. Noise (dropout, forgotten tokens, the
+    rounding of bfloat16 weights) is drawn from `seed` and the step; a row's does not depend on its micro-batch.
     """
-    loss_sum = jax.value_and_grad(partial(_weighted_nll, graphdef))
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    noise_key, rounding_key = jax.random.split(key)
+    rows = jnp.arange(batch.tokens.shape[0])
+    parts = (jax.tree.map(jnp.asarray, batch), jax.vmap(partial(jax.random.fold_in, noise_key))(rows))
+    loss_sum = jax.value_and_grad(partial(_weighted_loss, graphdef, z_loss), has_aux=True)
     if micro_batches == 1:
-        nll, gradient = loss_sum(state.params, batch)
+        (_, nll), gradient = loss_sum(state.params, parts)
     else:
-        parts = jax.tree.map(lambda leaf: _split(leaf, micro_batches), batch)
+        split = jax.tree.map(lambda leaf: _split(leaf, micro_batches), parts)
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params))
-        (nll, gradient), _ = jax.lax.scan(
-            lambda total, part: (jax.tree.map(jnp.add, total, loss_sum(state.params, part)), None), zero, parts
-        )
+
+        def add(total: tuple[jax.Array, Params], part: NoisyBatch) -> tuple[tuple[jax.Array, Params], None]:
+            (_, nll), gradient = loss_sum(state.params, part)
+            return jax.tree.map(jnp.add, total, (nll, gradient)), None
+
+        (nll, gradient), _ = jax.lax.scan(add, zero, split)
     trained = jnp.sum(batch.weights)
-    gradient = jax.tree.map(lambda g, p: (g / jnp.maximum(trained, 1)).astype(p.dtype), gradient, state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    gradient = jax.tree.map(lambda g: g.astype(jnp.float32) / jnp.maximum(trained, 1), gradient)
+    params, opt_state = update_params(optimizer, gradient, state.opt_state, state.params, rounding_key)
     metrics = {
         "loss": nll / jnp.maximum(trained, 1),
         "grad_norm": optax.tree.norm(gradient),
-        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         "trained_tokens": trained,
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
     }
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def group_loss(
     params: Params, batch: Batch, groups: jax.Array | np.ndarray, *, graphdef: GraphDef, n_groups: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return fp32 sums of weights * nll and of weights, [n_groups] each; `groups` int32 [B, T] names each group."""
-    nll_BT = _nll(graphdef, params, batch)
+    model = nnx.merge(graphdef, params)
+    x_BTD, _ = model(batch.tokens, (batch.segments, batch.positions))
+    weights_BT = jnp.asarray(batch.weights)
+    nll_BT = token_nll(x_BTD, model.head_VD(), jnp.asarray(batch.targets), weights_BT, model.config.vocab_size)
     zeros = jnp.zeros(n_groups, jnp.float32)
-    return zeros.at[groups].add(batch.weights * nll_BT), zeros.at[groups].add(batch.weights)
+    return zeros.at[groups].add(weights_BT * nll_BT), zeros.at[groups].add(weights_BT)
 
 
 def to_devices(mesh: Mesh, local: Rows) -> Rows:
@@ -71,18 +84,17 @@ def to_devices(mesh: Mesh, local: Rows) -> Rows:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
 
 
-def _weighted_nll(graphdef: GraphDef, params: Params, batch: Batch) -> jax.Array:
-    return jnp.sum(batch.weights * _nll(graphdef, params, batch))
-
-
-def _nll(graphdef: GraphDef, params: Params, batch: Batch) -> jax.Array:
+def _weighted_loss(graphdef: GraphDef, z_loss: float, params: Params, part: NoisyBatch) -> tuple[jax.Array, jax.Array]:
+    batch, noise_B = part
     model = nnx.merge(graphdef, params)
-    tokens_BT, targets_BT, _, segments_BT, positions_BT = map(jnp.asarray, batch)
-    x_BTD, _ = model(tokens_BT, (segments_BT, positions_BT))
-    return token_nll(x_BTD, model.head_VD(), targets_BT)
+    compute = model.config.compute
+    noisy = compute.dropout or compute.forget
+    x_BTD, _ = model(batch.tokens, (batch.segments, batch.positions), noise_B=noise_B if noisy else None)
+    terms = LossTerms(vocab_size=model.config.vocab_size, z_loss=z_loss)
+    return weighted_loss(x_BTD, model.head_VD(), batch.targets, batch.weights, terms)
 
 
-def _split(leaf_BT: jax.Array, parts: int) -> jax.Array:
-    """[B, T] -> [parts, B / parts, T], every part spread over all devices: rows m, m + parts, ... make part m."""
-    split = jnp.moveaxis(leaf_BT.reshape(-1, parts, *leaf_BT.shape[1:]), 1, 0)
-    return constrain(split, "layers", "batch", "length")
+def _split(leaf: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...], every part over all devices: rows m, m + parts, ... make part m."""
+    split = jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
+    return constrain(split, "layers", "batch", *("length",) * (leaf.ndim - 1))

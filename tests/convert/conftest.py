@@ -13,7 +13,7 @@ from flax import nnx
 from easylm_like.convert.__main__ import convert_to_hf
 from easylm_like.data.tokenizer import Tokenizer, train_sentencepiece
 from easylm_like.model.config import LlamaConfig, RopeScaling
-from easylm_like.model.llama import abstract_model, logits_of
+from easylm_like.model.llama import abstract_model
 from easylm_like.train.checkpoint import save_params, shape_to_json
 
 TEXTS = [
@@ -115,7 +115,7 @@ def our_logits() -> Logits:
         @jax.jit
         def forward(params: dict[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
             model = nnx.merge(graphdef, params)
-            return logits_of(model(tokens_BT, places)[0], model.head_VD())[0]
+            return model.logits(model(tokens_BT, places)[0])[0]
 
         return np.asarray(forward({n: jnp.asarray(w, jnp.float32) for n, w in params.items()}, jnp.asarray(ids)[None]))
 

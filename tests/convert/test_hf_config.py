@@ -6,7 +6,8 @@ import transformers
 from easylm_like.convert.hf_config import config_from_hf, config_to_hf
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
-from easylm_like.model.config import PRESETS, RopeScaling
+from easylm_like.model.config import RopeScaling
+from easylm_like.model.presets import PRESETS
 
 from .conftest import SHAPES, Export
 

@@ -15,7 +15,7 @@ from flax import nnx
 from easylm_like.convert.keys import to_ours
 from easylm_like.convert.load import LoadedModel, load_model
 from easylm_like.model.config import LlamaConfig, RopeScaling
-from easylm_like.model.llama import Params, abstract_model, logits_of
+from easylm_like.model.llama import Params, abstract_model
 
 GQA = LlamaConfig(
     vocab_size=96, d_model=32, d_ff=48, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, norm_eps=1e-6, max_length=64
@@ -73,8 +73,7 @@ def twins() -> Callable[[str], Twins]:
         arrays = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
         if config.tie_embeddings:
             del arrays["lm_head.weight"]
-        shapes = {key: shape.shape for key, shape in abstract_model(config)[1].items()}
-        return Twins(config, theirs, jax.tree.map(jax.numpy.asarray, to_ours(arrays, shapes, name)))
+        return Twins(config, theirs, jax.tree.map(jax.numpy.asarray, to_ours(arrays, config, name)))
 
     return make
 
@@ -89,7 +88,7 @@ def forward() -> Callable[..., jax.Array]:
     ) -> jax.Array:
         model = nnx.merge(abstract_model(config)[0], params)
         x_BTD, _ = model(tokens, (segments, positions))
-        return logits_of(x_BTD, model.head_VD())
+        return model.logits(x_BTD)
 
     return run
 

@@ -29,7 +29,7 @@ def torchs(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, causal: bool = True) 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 def test_packed_records_attend_as_torch_attends_over_each(heads: int, kv_heads: int) -> None:
     q, k, v = drawn(heads), drawn(kv_heads, seed=1), drawn(kv_heads, seed=2)
-    got = np.asarray(attention(q, k, v, q_places=(SEGMENTS, POSITIONS), k_places=(SEGMENTS, POSITIONS)))
+    got = np.asarray(attention(q, k, v, ((SEGMENTS, POSITIONS), (SEGMENTS, POSITIONS))))
     assert got.shape == (B, T, heads, H)
     for row in range(B):
         for segment in range(1, SEGMENTS[row].max() + 1):
@@ -40,15 +40,15 @@ def test_packed_records_attend_as_torch_attends_over_each(heads: int, kv_heads: 
 
 def test_other_records_and_later_tokens_have_no_influence() -> None:
     q, k, v = drawn(4), drawn(2, seed=1), drawn(2, seed=2)
-    places = {"q_places": (SEGMENTS, POSITIONS), "k_places": (SEGMENTS, POSITIONS)}
-    before = np.asarray(attention(q, k, v, **places))
+    places = ((SEGMENTS, POSITIONS), (SEGMENTS, POSITIONS))
+    before = np.asarray(attention(q, k, v, places))
     seen = [4, 5]  # record 2 of row 0 lies at 3..6; its query at 5 sees 3, 4 and 5
     unseen = [0, 2, 6, 7, 11]
     for at, changes in [(at, True) for at in seen] + [(at, False) for at in unseen]:
         other_k, other_v = k.copy(), v.copy()
         other_k[0, at] += 1.0
         other_v[0, at] -= 1.0
-        after = np.asarray(attention(q, other_k, other_v, **places))
+        after = np.asarray(attention(q, other_k, other_v, places))
         assert np.array_equal(after[0, 5], before[0, 5]) != changes, at
 
 
@@ -57,7 +57,7 @@ def test_a_query_at_padding_gives_numbers() -> None:
     nobody = np.full((B, T), 9, np.int32)  # a segment that no key has
 
     def total(q: jax.Array) -> jax.Array:
-        return jnp.sum(attend(q, k, v, q_places=(nobody, POSITIONS), k_places=(SEGMENTS, POSITIONS)))
+        return jnp.sum(attend(q, k, v, ((nobody, POSITIONS), (SEGMENTS, POSITIONS))))
 
     value, gradient = jax.jit(jax.value_and_grad(total))(q)
     assert np.isfinite(value)
@@ -70,7 +70,7 @@ def test_empty_slots_of_a_cache_are_not_seen() -> None:
     places = np.array([[0, 1, 2, 3, 4, 0, 0], [0, 1, 2, 3, 2, 0, 0]], np.int32)
     q, k, v = drawn(4, 1), drawn(2, 7, seed=1), drawn(2, 7, seed=2)
     query = (np.ones((B, 1), np.int32), np.array([[4], [2]], np.int32))
-    got = attention(q, k, v, q_places=query, k_places=(slots, places))
+    got = attention(q, k, v, (query, (slots, places)))
     for row in range(B):
         own = slots[row] == 1
         wanted = torchs(q[row], k[row, own], v[row, own], causal=False)
@@ -83,6 +83,6 @@ def test_bfloat16_keeps_its_scores_in_float32() -> None:
     k = jnp.zeros((1, 2, 1, H), jnp.bfloat16).at[0, :, 0, :2].set(jnp.array([[10, 0], [10, 0.25]], jnp.bfloat16))
     v = jnp.ones((1, 2, 1, H), jnp.bfloat16).at[0, 0].set(-1.0)
     ones = jnp.ones((1, 2), jnp.int32)
-    got = attention(q, k, v, q_places=(ones[:, :1], ones[:, :1]), k_places=(ones, ones))
+    got = attention(q, k, v, ((ones[:, :1], ones[:, :1]), (ones, ones)))
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), np.tanh(0.25 / np.sqrt(H) / 2), atol=0.01)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from easylm_like.errors import UserError
-from easylm_like.model.config import PRESETS, LlamaConfig, get_preset
+from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import abstract_model
+from easylm_like.model.presets import PRESETS, get_preset
 
 from .conftest import GQA
 

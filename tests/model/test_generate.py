@@ -12,6 +12,7 @@ import transformers
 
 from easylm_like.convert.load import LoadedModel
 from easylm_like.errors import UserError
+from easylm_like.model.config import Compute
 from easylm_like.model.generate import Sampling, generate, sample
 
 from .conftest import Twins
@@ -81,7 +82,7 @@ def test_more_prompts_than_fit_a_batch_come_back_in_order(stories: LoadedModel, 
 def test_random_weights_too(stories: LoadedModel, twins: Callable[[str], Twins], scan: bool) -> None:
     both, random = twins("gqa"), np.random.default_rng(0)
     prompts = [random.integers(0, 96, length, dtype=np.int32) for length in (5, 1, 13)]
-    model = replace(stories, config=replace(both.config, scan_layers=scan), params=both.params)
+    model = replace(stories, config=replace(both.config, compute=Compute(scan_layers=scan)), params=both.params)
     assert decode(model, prompts, (7, 8)) == [continued(both.theirs, prompt, (7, 8)) for prompt in prompts]
 
 

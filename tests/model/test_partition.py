@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from easylm_like.errors import UserError
-from easylm_like.model.config import get_preset
 from easylm_like.model.llama import abstract_model, param_shardings
 from easylm_like.model.partition import MESH_AXES, MeshConfig, constrain, make_mesh, partition_spec
+from easylm_like.model.presets import get_preset
 
 from .conftest import GQA
 

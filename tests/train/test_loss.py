@@ -17,7 +17,7 @@ def test_nll_is_torchs_cross_entropy(scale: float) -> None:
     want = torch.nn.functional.cross_entropy(
         logits.reshape(-1, 11), torch.tensor(targets_BT).flatten(), reduction="none"
     )
-    got = token_nll(jnp.asarray(x_BTD), jnp.asarray(head_VD), jnp.asarray(targets_BT))
+    got = token_nll(jnp.asarray(x_BTD), jnp.asarray(head_VD), jnp.asarray(targets_BT), jnp.ones((2, 5)), 11)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got.ravel(), want, rtol=1e-5, atol=1e-5 * scale)
 
@@ -27,5 +27,5 @@ def test_bfloat16_activations_lose_nothing_in_the_softmax() -> None:
     x_BTD = jnp.asarray(random.normal(size=(1, 7, 16)), jnp.bfloat16)
     head_VD = jnp.asarray(random.normal(size=(300, 16)), jnp.bfloat16).astype(jnp.float32)
     targets_BT = jnp.asarray(random.integers(0, 300, (1, 7)))
-    exact = token_nll(x_BTD.astype(jnp.float32), head_VD, targets_BT)
-    np.testing.assert_allclose(token_nll(x_BTD, head_VD, targets_BT), exact, rtol=1e-5)
+    exact = token_nll(x_BTD.astype(jnp.float32), head_VD, targets_BT, jnp.ones((1, 7)), 300)
+    np.testing.assert_allclose(token_nll(x_BTD, head_VD, targets_BT, jnp.ones((1, 7)), 300), exact, rtol=1e-5)

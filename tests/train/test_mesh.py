@@ -32,7 +32,7 @@ def run_steps(shape: LlamaConfig, params: Params, batch: Batch, sizes: tuple[int
     mesh = make_mesh(config, jax.devices()[: int(np.prod(sizes))])
     schedule = make_schedule(OPTIM, STEPS)
     optimizer = make_optimizer(OPTIM, schedule)
-    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=optimizer, schedule=schedule)
+    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=optimizer)
     step, losses = jax.jit(partial(step, micro_batches=micro_batches)), []
     with jax.set_mesh(mesh):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(shape, optimizer, mesh).params)

@@ -1,5 +1,6 @@
 """One update, against transformers and torch: loss, gradient, AdamW, and micro-batches that change nothing."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from easylm_like.data.loader import Batch
-from easylm_like.model.config import LlamaConfig
+from easylm_like.model.config import Compute, LlamaConfig
 from easylm_like.model.llama import Params, abstract_model
 from easylm_like.train.config import OptimConfig, Schedule
 from easylm_like.train.optim import make_optimizer, make_schedule
@@ -30,7 +31,7 @@ def step_from(params: Params, optimizer: optax.GradientTransformation) -> TrainS
 def gradient(
     shape: LlamaConfig, params: Params, batch: Batch, micro_batches: int = 1
 ) -> tuple[dict[str, np.ndarray], Metrics]:
-    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=PLAIN, schedule=CONSTANT)
+    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=PLAIN)
     state, metrics = jax.jit(partial(step, micro_batches=micro_batches))(step_from(params, PLAIN), batch)
     return {name: np.asarray(params[name] - state.params[name]) for name in params}, metrics
 
@@ -69,7 +70,7 @@ def test_updates_are_those_of_torchs_adamw_with_clipping_and_undecayed_norms(
     theirs = torch.optim.AdamW(
         [{"params": others}, {"params": norms, "weight_decay": 0.0}], betas=(0.9, 0.9), eps=1e-6, weight_decay=0.3
     )
-    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=optimizer, schedule=schedule)
+    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=optimizer)
     ours, step = step_from(params, optimizer), jax.jit(step)
     batch = Batch(*(array[:2] for array in batch))
     for number, rate in enumerate((0.005, 0.01, 0.01, 0.005)):  # two steps of warm-up, then from the peak down to 0
@@ -84,7 +85,6 @@ def test_updates_are_those_of_torchs_adamw_with_clipping_and_undecayed_norms(
         assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
         assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-3)
         assert norm > 0.2
-        assert float(metrics["learning_rate"]) == pytest.approx(rate)
         assert int(ours.step) == number + 1
     for name, weight in twin.names(ours.params).items():
         wanted = model.get_parameter(name).detach().numpy()
@@ -121,8 +121,8 @@ def test_bfloat16_weights_stay_bfloat16_and_compute_nearly_the_same(
 ) -> None:
     _, wanted = gradient(shape, params, batch)
     halves = {name: weight.astype(jnp.bfloat16) for name, weight in params.items()}
-    small = LlamaConfig(**{f: getattr(shape, f) for f in shape.__slots__} | {"compute_dtype": "bfloat16"})
-    step = partial(train_step, graphdef=abstract_model(small)[0], optimizer=PLAIN, schedule=CONSTANT)
+    small = replace(shape, compute=Compute(dtype="bfloat16"))
+    step = partial(train_step, graphdef=abstract_model(small)[0], optimizer=PLAIN)
     state, metrics = jax.jit(partial(step, micro_batches=2))(step_from(halves, PLAIN), batch)
     assert {str(weight.dtype) for weight in state.params.values()} == {"bfloat16"}
     assert metrics["loss"].dtype == jnp.float32
