@@ -22,7 +22,9 @@ def main(argv: list[str]) -> None:
     to_hf.add_argument("--out", type=Path, required=True)
     to_hf.add_argument("--step", type=int, help="which checkpoint; default: the latest")
     to_hf.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    from_hf = commands.add_parser("from-hf", help="a LLaMA folder into a checkpoint to start training from")
+    from_hf = commands.add_parser(
+        "from-hf", help="a folder of the LLaMA family into a checkpoint to start training from"
+    )
     from_hf.add_argument("--model", type=Path, required=True)
     from_hf.add_argument("--out", type=Path, required=True, help="a work directory; config.model.init_from takes it")
     from_hf.add_argument("--template", default="koala", help="the template it will be trained with")
@@ -63,7 +65,7 @@ def convert_to_hf(run: Path, out: Path, step: int | None, dtype: str) -> None:
 
 
 def convert_from_hf(model: Path, out: Path, template: str) -> None:
-    """Write a Hugging Face LLaMA folder as checkpoint 0 of the work directory `out` and prove it."""
+    """Write a Hugging Face folder as checkpoint 0 of the work directory `out` and prove it."""
     from easylm_like.atomic import atomic_folder
     from easylm_like.convert.hf import read_params, read_shape
     from easylm_like.convert.load import model_digest

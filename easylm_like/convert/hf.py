@@ -37,24 +37,25 @@ def write_folder(
     origin: Mapping[str, object],
 ) -> None:
     """Write every file of a Hugging Face model into the existing `folder`; `origin` goes into easylm_like.json."""
+    fields = config_to_hf(config, tokenizer, dtype)  # first: it may refuse
     weights = {name: array.astype(DTYPES[dtype]) for name, array in to_theirs(params, config)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     os.chmod(folder / "model.safetensors", 0o644)  # safetensors makes it readable by its owner alone
     tokenizer.save(folder)
     (folder / "chat_template.jinja").write_text(template.jinja())
     generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "do_sample": False}
-    _write_json(folder / "config.json", config_to_hf(config, tokenizer, dtype))
+    _write_json(folder / "config.json", fields)
     _write_json(folder / "generation_config.json", generation)
     _write_json(folder / ORIGIN_FILE, {"template": template.name, **origin})
 
 
 def read_shape(folder: Path) -> LlamaConfig:
-    """Return the shape that a folder's config.json describes; a UserError says what is not a LLaMA about it."""
+    """Return the shape that a folder's config.json describes; a UserError says what is not computed of it."""
     return config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def read_params(folder: Path, config: LlamaConfig) -> dict[str, np.ndarray]:
-    """Return our params of a Hugging Face LLaMA folder.
+    """Return our params of a Hugging Face folder.
 
     Raises:
         UserError: a file is missing or damaged, or a weight is missing, unknown or mis-shaped.

@@ -1,7 +1,8 @@
 """The one table between our weight names and Hugging Face's, used in both directions.
 
 Ours are einsum-shaped and stacked over layers ([L, D, N, H]); theirs are one [out, in] matrix a layer. `inputs` is the
-number of our leading axes (after L) that a matrix multiplies over, None for what is stored as it is.
+number of our leading axes (after L) that a matrix multiplies over: 0 for a vector that is added to what a matrix
+gives ([L, N, H] here, [N * H] there), None for what is stored as it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,11 @@ LLAMA_KEYS = (
     Key("k", "model.layers.{}.self_attn.k_proj.weight", 1),
     Key("v", "model.layers.{}.self_attn.v_proj.weight", 1),
     Key("o", "model.layers.{}.self_attn.o_proj.weight", 2),
+    Key("q_bias", "model.layers.{}.self_attn.q_proj.bias", 0),
+    Key("k_bias", "model.layers.{}.self_attn.k_proj.bias", 0),
+    Key("v_bias", "model.layers.{}.self_attn.v_proj.bias", 0),
+    Key("q_norm", "model.layers.{}.self_attn.q_norm.weight"),
+    Key("k_norm", "model.layers.{}.self_attn.k_norm.weight"),
     Key("mlp_norm", "model.layers.{}.post_attention_layernorm.weight"),
     Key("gate", "model.layers.{}.mlp.gate_proj.weight", 1),
     Key("up", "model.layers.{}.mlp.up_proj.weight", 1),
@@ -88,15 +94,17 @@ def to_ours(theirs: Mapping[str, np.ndarray], config: LlamaConfig, where: str) -
 def _to_matrix(ours: np.ndarray, inputs: int | None) -> np.ndarray:
     if inputs is None:
         return np.ascontiguousarray(ours)
-    return np.ascontiguousarray(ours.reshape(int(np.prod(ours.shape[:inputs])), -1).T)
+    matrix = ours.reshape(int(np.prod(ours.shape[:inputs])), -1).T
+    return np.ascontiguousarray(matrix if inputs else matrix[:, 0])
 
 
 def _from_matrix(theirs: np.ndarray, inputs: int | None, shape: tuple[int, ...]) -> np.ndarray:
-    return theirs.reshape(shape) if inputs is None else theirs.T.reshape(shape)
+    return theirs.T.reshape(shape) if inputs else theirs.reshape(shape)
 
 
 def _their_shape(ours: tuple[int, ...], key: Key) -> tuple[int, ...]:
     one = ours[1:] if "{}" in key.theirs else ours
     if key.inputs is None:
         return one
-    return int(np.prod(one[key.inputs :])), int(np.prod(one[: key.inputs]))
+    outputs = int(np.prod(one[key.inputs :]))
+    return (outputs, int(np.prod(one[: key.inputs]))) if key.inputs else (outputs,)

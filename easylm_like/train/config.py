@@ -8,6 +8,8 @@ from easylm_like.errors import UserError
 from easylm_like.model.config import Attention, Compute, LlamaConfig, Remat
 from easylm_like.model.partition import MeshConfig
 
+DTYPES = ("float32", "bfloat16")  # what weights, activations and moments can be kept in
+
 
 class Schedule(StrEnum):
     """How the learning rate goes on after its linear warm-up."""
@@ -153,15 +155,48 @@ def check_run(config: RunConfig) -> None:
     for name in ("heldout_every", "checkpoint_every"):
         if getattr(config, name) < 0:
             raise UserError(f"config.{name} must be 0 (only at the end) or more, got {getattr(config, name)}")
-    optim = config.optim
+    _check_model(config.model)
+    _check_optim(config.optim)
+    if config.log.peak_tflops < 0:
+        raise UserError(f"config.log.peak_tflops must be 0 (unknown) or more, got {config.log.peak_tflops}")
+    _check_profile(config.profile.steps, config.steps)
+    if config.data.row_length < 2:
+        raise UserError(f"config.data.row_length must be at least 2, got {config.data.row_length}")
+
+
+def _check_model(model: ModelConfig) -> None:
+    for name in ("param_dtype", "compute_dtype"):
+        _check_dtype(f"model.{name}", getattr(model, name))
+    model.compute().check()
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    _check_dtype("optim.moment_dtype", optim.moment_dtype)
+    for name in ("z_loss", "eps", "decay_steps"):
+        if getattr(optim, name) < 0:
+            raise UserError(f"config.optim.{name} must not be negative, got {getattr(optim, name)}")
     if optim.clip_norm <= 0 or min(optim.learning_rate, optim.final_learning_rate, optim.weight_decay) < 0:
         raise UserError(f"config.optim.clip_norm must be above 0 (1e9 never clips) and rates not negative, got {optim}")
     if not (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1):
         raise UserError(
             f"config.optim.beta1 and beta2 must be at least 0 and below 1, got {optim.beta1}, {optim.beta2}"
         )
-    if config.data.row_length < 2:
-        raise UserError(f"config.data.row_length must be at least 2, got {config.data.row_length}")
+
+
+def _check_dtype(name: str, value: str) -> None:
+    if value not in DTYPES:
+        why = "; it would need its loss scaled, which is not done here" if value == "float16" else ""
+        raise UserError(f"config.{name} must be one of {', '.join(DTYPES)}, got {value!r}{why}")
+
+
+def _check_profile(steps: tuple[int, ...], last: int) -> None:
+    if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)):
+        raise UserError(f"config.profile.steps must be two whole numbers, as 10,13 is; got {steps}")
+    if steps and not 1 <= steps[0] < steps[1] <= last + 1:
+        raise UserError(
+            f"config.profile.steps={steps[0]},{steps[1]} traces the steps from the first number to before the second; "
+            f"they must rise and lie in the run, from 1 to {last + 1}"
+        )
 
 
 def check_batch(config: RunConfig, mesh_shape: dict[str, int]) -> None:

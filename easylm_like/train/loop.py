@@ -7,14 +7,20 @@ WORKDIR/config.json        the resolved config, git revision and versions, writt
         checkpoints/STEP/  see train/checkpoint.py
 """
 
+import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.stages import Compiled
 
 from easylm_like.data.loader import Batch
 from easylm_like.errors import UserError
@@ -27,13 +33,23 @@ from easylm_like.train.checkpoint import (
     save_checkpoint,
 )
 from easylm_like.train.config import RunConfig
+from easylm_like.train.feed import prefetch
+from easylm_like.train.flops import Work, palm_flops, peak_tflops, strict_flops, visible_pairs
 from easylm_like.train.heldout import group_names, heldout_losses
 from easylm_like.train.prepare import Prepared, check_continues, prepare, write_workdir
-from easylm_like.train.runlog import Rate, RunLog
+from easylm_like.train.runlog import RunLog, Stopwatch, memory, step_line
 from easylm_like.train.state import TrainState, abstract_state, init_state
 from easylm_like.train.step import Metrics, group_loss, to_devices, train_step
+from easylm_like.train.track import Profiler, open_trackers
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+@dataclass(slots=True)
+class _SinceLine:
+    """What has happened since the last line of the log."""
+
+    metrics: list[Metrics] = field(default_factory=list)
+    pairs: int = 0
+    waited: float = 0.0  # seconds
 
 
 def train(config: RunConfig, workdir: Path) -> None:
@@ -43,20 +59,35 @@ def train(config: RunConfig, workdir: Path) -> None:
         UserError: config, data or checkpoints do not fit together, or the loss is no longer a number.
     """
     run = prepare(config, workdir)
+    keep_compiled(config.compilation_cache, run.mesh.devices.flat[0].platform)
     folder = workdir / "checkpoints"
     with open_checkpoints(folder, keep=config.keep_checkpoints, create=True) as manager, jax.set_mesh(run.mesh):
         done = manager.latest_step()
         if done is not None:
             check_continues(read_run_info(folder, done)[1], run.info, workdir)
         write_workdir(run, workdir)  # not before it is sure whose work directory it is
-        log = RunLog(workdir, active=jax.process_index() == 0, resume_at=done or 0)
-        if done == config.steps:
-            log.line(f"already trained: step {done} of {config.steps} is in {folder}")
-            return
-        log.line(_describe(run))
-        state = _first_state(run, manager, done)
-        log.line(f"start at step {int(state.step)} of {config.steps}")
-        _run_steps(run, state, manager, log)
+        main = jax.process_index() == 0
+        with RunLog(workdir, active=main, resume_at=-1 if done is None else done) as log:
+            if done == config.steps:
+                log.line(f"already trained: step {done} of {config.steps} is in {folder}")
+                return
+            if main:
+                log.track(open_trackers(config.log, workdir, run.info, log.history()))
+            log.line(_describe(run))
+            state = _first_state(run, manager, done)
+            log.line(f"start at step {int(state.step)} of {config.steps}")
+            _run_steps(run, state, manager, log, workdir / "profile")
+
+
+def keep_compiled(folder: str, platform: str) -> None:
+    """Keep what XLA compiles from now on in `folder`, for the next run on this machine; "" keeps nothing.
+
+    Not on CPUs: a program compiled for one may end the process on another that shares the folder, and jaxlib 0.10
+    takes some for another machine's on the machine that made them (github.com/jax-ml/jax/issues/38445).
+    """
+    if folder and platform != "cpu":
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # what compiles faster is not worth a file
 
 
 def _first_state(run: Prepared, manager: ocp.CheckpointManager, done: int | None) -> TrainState:
@@ -67,30 +98,49 @@ def _first_state(run: Prepared, manager: ocp.CheckpointManager, done: int | None
     return init_state(run.shape, run.optimizer, run.mesh, run.config.seed, params)
 
 
-def _run_steps(run: Prepared, state: TrainState, manager: ocp.CheckpointManager, log: RunLog) -> None:
-    config, step = run.config, _compile_later(run)
-    look = _heldout_watch(run, log)
-    first, rate, pending = int(state.step), Rate(), []
+def _run_steps(run: Prepared, state: TrainState, manager: ocp.CheckpointManager, log: RunLog, profile: Path) -> None:
+    config, look = run.config, _heldout_watch(run, log)
+    first = int(state.step)
     if first == 0:
-        rate.exclude(look(state))
-    for number in range(first, config.steps):
-        batch = to_devices(run.mesh, run.loader.batch(number))
-        state, metrics = step(state, batch)
-        pending.append(metrics)
-        done = number + 1
-        last = done == config.steps
-        checkpoint = last or (config.checkpoint_every and done % config.checkpoint_every == 0)
-        if done == first + 1 or done % config.log_every == 0 or checkpoint:
-            _log_steps(log, rate, pending, done, config.steps, float(run.schedule(done - 1)))
-            pending = []
-        if last or (config.heldout_every and done % config.heldout_every == 0):
-            rate.exclude(look(state))
-        if checkpoint:
-            save_checkpoint(manager, state, run.info)
+        look(state)
+    feed = prefetch(_loading(run), range(first, config.steps))
+    with closing(feed), Profiler(profile, config.profile.steps, log.line) as profiler:
+        step, watch, since = None, Stopwatch(), _SinceLine()
+        for done, ((batch, pairs), waited) in enumerate(feed, start=first + 1):
+            if step is None:
+                step = _compile(run, state, batch, log)
+                watch, waited = Stopwatch(), 0.0
+            profiler.before(done)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                state, metrics = step(state, batch)
+            since.metrics.append(metrics)
+            since.pairs, since.waited = since.pairs + pairs, since.waited + waited
+            # The devices always have one step more to do. If the loop ran further ahead, it would wait for data that
+            # nobody misses yet, and many batches would lie in memory.
+            jax.block_until_ready(since.metrics[-2:-1])
+            watch.exclude(profiler.after(done, state))
+            last = done == config.steps
+            checkpoint = last or (config.checkpoint_every and done % config.checkpoint_every == 0)
+            if done == first + 1 or done % config.log_every == 0 or checkpoint:
+                _log_steps(run, log, watch, since, done)
+                since = _SinceLine()
+            if last or (config.heldout_every and done % config.heldout_every == 0):
+                watch.exclude(look(state))
+            if checkpoint:
+                save_checkpoint(manager, state, run.info)
     manager.wait_until_finished()
 
 
-def _compile_later(run: Prepared) -> Step:
+def _loading(run: Prepared) -> Callable[[int], tuple[Batch, int]]:
+    """Return a function from the number of a step to its batch, on the devices, and its (query, key) pairs."""
+    whole = dataclasses.replace(run.loader, host=0, hosts=1)  # the pairs are those of all hosts
+    of_record = visible_pairs(whole.dataset.lengths(), run.shape.sliding_window)
+    of_row = np.array([of_record[row].sum() for row in whole.rows])
+    return lambda step: (to_devices(run.mesh, run.loader.batch(step)), int(of_row[whole.row_numbers(step)].sum()))
+
+
+def _compile(run: Prepared, state: TrainState, batch: Batch, log: RunLog) -> Compiled:
+    """Compile the step ahead of its first call, so that the time of the steps is theirs alone."""
     step = partial(
         train_step,
         graphdef=abstract_model(run.shape)[0],
@@ -99,7 +149,11 @@ def _compile_later(run: Prepared) -> Step:
         z_loss=run.config.optim.z_loss,
         seed=run.config.seed,
     )
-    return jax.jit(step, donate_argnums=0)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)  # the next state lies as this one does
+    watch = Stopwatch()
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch).compile()
+    log.line(f"compiled the step in {watch.lap():.1f} s")
+    return compiled
 
 
 def _heldout_watch(run: Prepared, log: RunLog) -> Callable[[TrainState], float]:
@@ -119,25 +173,42 @@ def _heldout_watch(run: Prepared, log: RunLog) -> Callable[[TrainState], float]:
     return look
 
 
-def _log_steps(log: RunLog, rate: Rate, pending: list[Metrics], done: int, steps: int, learning_rate: float) -> None:
+def _log_steps(run: Prepared, log: RunLog, watch: Stopwatch, since: _SinceLine, done: int) -> None:
     """Log the steps since the last line as one: the loss is the mean over all their trained tokens."""
-    values = jax.device_get(pending)  # the one place of the loop that waits for the devices
+    values = jax.device_get(since.metrics)
     for number, metrics in enumerate(values, start=done - len(values) + 1):
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise UserError(
                 f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing was saved "
                 "since. Lower --config.optim.learning_rate or look at the data of that step"
             )
-    trained = sum(float(m["trained_tokens"]) for m in values)
-    tokens = sum(float(m["tokens"]) for m in values)
-    loss = sum(float(m["loss"]) * float(m["trained_tokens"]) for m in values) / max(trained, 1.0)
-    speed, left = rate.ask(tokens, len(values), steps - done)
-    last = {"grad_norm": float(values[-1]["grad_norm"]), "learning_rate": learning_rate}
-    log.line(
-        f"step {done:6}/{steps}  loss {loss:.4f}  lr {last['learning_rate']:.2e}  grad {last['grad_norm']:.2f}  "
-        f"{speed:,.0f} tokens/s ({speed * trained / max(tokens, 1.0):,.0f} trained)  {left} left"
-    )
-    log.metrics(done, "train", {"loss": loss, "tokens_per_second": speed, "trained_tokens": trained} | last)
+    seconds, steps = watch.lap(), run.config.steps
+    tokens, trained = (sum(float(m[name]) for m in values) for name in ("tokens", "trained_tokens"))
+    positions = len(values) * run.loader.batch_size * run.loader.row_length
+    numbers = {
+        "loss": sum(float(m["loss"]) * float(m["trained_tokens"]) for m in values) / max(trained, 1.0),
+        "grad_norm": float(values[-1]["grad_norm"]),
+        "learning_rate": float(run.schedule(done - 1)),
+        "trained_tokens": trained,
+        "tokens_per_second": tokens / seconds,
+        "trained_tokens_per_second": trained / seconds,
+        **_speed(run, Work(positions, int(tokens), int(trained), since.pairs), seconds),
+        **memory(),
+        "data_share": since.waited / seconds,
+    }
+    log.metrics(done, "train", numbers)
+    log.line(step_line(done, steps, numbers, left=seconds / len(values) * (steps - done)))
+
+
+def _speed(run: Prepared, work: Work, seconds: float) -> dict[str, float]:
+    """Return tflops_per_device (10^12 FLOP/s) and, where the devices' peak is known, what share of it that is."""
+    rate = 1e-12 / seconds / run.mesh.size
+    strict = strict_flops(run.shape, work) * rate
+    peak = run.config.log.peak_tflops or peak_tflops(run.mesh.devices.flat[0].device_kind)
+    if not peak:
+        return {"tflops_per_device": strict}
+    palm = palm_flops(run.shape, work, run.loader.row_length) * rate
+    return {"tflops_per_device": strict, "mfu": strict / peak, "mfu_palm": palm / peak}
 
 
 def _describe(run: Prepared) -> str:

@@ -131,9 +131,11 @@ def _on_device(
     size = min(CHUNK, n)
     x_nD, targets_n, weights_n = x_BTD.reshape(n, D), targets_BT.reshape(n), weights_BT.reshape(n)
     # Loss-bearing tokens first; places n.. are nobody's: gathers there give 0 and scatters nothing.
-    order = jnp.argsort(weights_n == 0, stable=True)
-    order = jnp.concatenate([order, jnp.full(-n % size, n, order.dtype)])
-    chunks = -(-jnp.sum(weights_n != 0) // size)
+    count = jnp.sum(weights_n != 0)
+    order = jnp.pad(jnp.argsort(weights_n == 0, stable=True), (0, -n % size))
+    at = jnp.arange(order.size)
+    order = jnp.where(at < count, order, n + at)
+    chunks = -(-count // size)
     head_VD = head_VD.astype(x_BTD.dtype)
 
     def body(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -176,7 +178,7 @@ def _chunk(
     first = 0 if vocab_axis is None else V * jax.lax.axis_index(vocab_axis)
     ids_V = first + jnp.arange(V)
     logits_CV = jnp.einsum("CD,VD->CV", x_CD, head_VD, preferred_element_type=jnp.float32)
-    if terms.vocab_size % V:  # some of these rows may be padding
+    if terms.vocab_size < V * (1 if vocab_axis is None else jax.lax.axis_size(vocab_axis)):  # the last rows are padding
         logits_CV = jnp.where(ids_V < terms.vocab_size, logits_CV, -jnp.inf)
     most_C = _over_vocab(jax.lax.pmax, jnp.max(logits_CV, axis=-1), vocab_axis)
     total_C = _over_vocab(jax.lax.psum, jnp.sum(jnp.exp(logits_CV - most_C[:, None]), axis=-1), vocab_axis)

@@ -23,6 +23,7 @@ from easylm_like.provenance import git_revision, versions
 from easylm_like.train.checkpoint import RunInfo, read_run_info, shape_from_json, shape_to_json
 from easylm_like.train.config import RunConfig, check_batch, check_run
 from easylm_like.train.optim import make_optimizer, make_schedule
+from easylm_like.train.track import check_trackers
 
 # What a continued run may change: none of it changes what is computed, but for rounding.
 FREE_TO_CHANGE = (
@@ -68,6 +69,7 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
         UserError: something in the config, the data or the start does not fit.
     """
     check_run(config)
+    check_trackers(config.log)
     mesh = make_mesh(config.mesh)
     check_batch(config, dict(mesh.shape))
     schedule = make_schedule(config.optim, config.steps)

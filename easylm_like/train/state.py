@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
 
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params, abstract_model, init_params, param_shardings
@@ -24,19 +25,23 @@ class TrainState:
 
 
 def abstract_state(config: LlamaConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Return the state's shapes and dtypes with their shardings, for a restore or a compile; takes no memory."""
+    """Return the state's shapes and dtypes with their shardings, for a restore or a compile; takes no memory.
+
+    An array of the optimizer that is kept under a weight's name in a dict and has its shape lies as the weight does.
+    Counts and what is smaller, such as Adafactor's means over rows and columns, lie on every device.
+    """
     _, shapes, _ = abstract_model(config)
     shardings = param_shardings(config, mesh)
     params: Any = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n]) for n, s in shapes.items()}
     replicated = NamedSharding(mesh, PartitionSpec())
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    opt_state = optax.tree.map_params(
-        optimizer,
-        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-    )
+
+    def place(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        like = next((params[key.key] for key in reversed(path) if isinstance(key, DictKey) and key.key in params), None)
+        sharding = like.sharding if like is not None and like.shape == leaf.shape else replicated
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
     return TrainState(step, params, opt_state)
 
 

@@ -27,6 +27,11 @@ SHAPES = {
     "one key head, tied": replace(GQA, n_kv_heads=1, n_layers=3, tie_embeddings=True),
     "llama3 rope": replace(GQA, head_dim=16, rope_theta=500.0, rope_scaling=STRETCH),
     "narrow heads": replace(GQA, head_dim=6, rope_theta=5e5, norm_eps=0.1),
+    "mistral": replace(GQA, n_layers=3, sliding_window=7),
+    "qwen2": replace(GQA, rope_theta=1e3, qkv_bias=True),
+    "qwen2, tied, with a window": replace(GQA, qkv_bias=True, sliding_window=5, tie_embeddings=True),
+    "qwen3": replace(GQA, d_model=24, head_dim=16, n_layers=3, qk_norm=True),  # 4 heads of 16 from a width of 24
+    "smollm2": replace(GQA, d_model=36, n_heads=9, n_kv_heads=3, head_dim=4, rope_theta=1e5, tie_embeddings=True),
 }
 
 
@@ -35,16 +40,26 @@ class Twins:
     """One set of weights in transformers and in ours."""
 
     config: LlamaConfig
-    theirs: transformers.LlamaForCausalLM
+    theirs: transformers.PreTrainedModel
     params: Params
 
 
-def hf_config(config: LlamaConfig) -> transformers.LlamaConfig:
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rope_scaling:
-        rope |= {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        rope |= {"original_max_position_embeddings": config.rope_scaling.original_length}
-    return transformers.LlamaConfig(
+def hf_config(config: LlamaConfig) -> transformers.PreTrainedConfig:
+    """Return transformers' own description of a shape, by the class of the family that it belongs to."""
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if scaling := config.rope_scaling:
+        rope |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_frequency_factor}
+        rope |= {"high_freq_factor": scaling.high_frequency_factor}
+        rope |= {"original_max_position_embeddings": scaling.original_length}
+    kind, more = transformers.LlamaConfig, {}
+    if config.qkv_bias or config.qk_norm:
+        kind = transformers.Qwen3Config if config.qk_norm else transformers.Qwen2Config
+        more = {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0}
+    elif config.sliding_window:
+        kind = transformers.MistralConfig
+    if config.sliding_window:
+        more["sliding_window"] = config.sliding_window
+    return kind(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
         intermediate_size=config.d_ff,
@@ -56,6 +71,9 @@ def hf_config(config: LlamaConfig) -> transformers.LlamaConfig:
         tie_word_embeddings=config.tie_embeddings,
         max_position_embeddings=config.max_length,
         rope_parameters=rope,
+        bos_token_id=None,
+        eos_token_id=None,
+        **more,
     )
 
 
@@ -65,11 +83,11 @@ def twins() -> Callable[[str], Twins]:
 
     def make(name: str) -> Twins:
         config, draw = SHAPES[name], torch.Generator().manual_seed(0)
-        theirs = transformers.LlamaForCausalLM(hf_config(config)).eval()
+        theirs = transformers.AutoModelForCausalLM.from_config(hf_config(config)).eval()
         with torch.no_grad():
-            for weight in theirs.parameters():
+            for key, weight in theirs.named_parameters():
                 weight.normal_(0.0, 0.25, generator=draw)
-                weight += weight.ndim == 1  # the scales of norms lie around 1
+                weight += key.endswith("norm.weight")  # the scales of norms lie around 1
         arrays = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
         if config.tie_embeddings:
             del arrays["lm_head.weight"]

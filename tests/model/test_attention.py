@@ -1,88 +1,222 @@
-"""Attention against torch's, record by record: grouped heads, packed rows, caches with empty slots."""
+"""Attention of every backend that runs here against torch's, record by record: values and gradients."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from easylm_like.model.attention import attend
+from easylm_like.model.config import Attention
 
-B, T, H = 2, 12, 8
-# A row of three records, and one of two with padding.
-SEGMENTS = np.array([[1] * 3 + [2] * 4 + [3] * 5, [1] * 5 + [2] * 4 + [0] * 3], np.int32)
-POSITIONS = np.array([[*range(3), *range(4), *range(5)], [*range(5), *range(4), 0, 0, 0]], np.int32)
-attention = jax.jit(attend)
-
-
-def drawn(heads: int, length: int = T, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([heads, length, seed]).normal(size=(B, length, heads, H)).astype(np.float32)
+H = 8
+BACKENDS = [Attention.XLA, Attention.CHUNKED]
+SHORT = [(3, 4, 5), (5, 4)]  # the records of each row; what is left is padding
+Arrays = tuple[np.ndarray, ...]
+attention = jax.jit(attend, static_argnames=("window", "backend"))
 
 
-def torchs(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, causal: bool = True) -> np.ndarray:
-    """Return torch's attention over one record, [T, N, H]."""
-    q, k, v = (torch.tensor(x).transpose(0, 1) for x in (q, k, v))
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-    return out.transpose(0, 1).numpy()
+def packed(rows: list[tuple[int, ...]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return segments and positions, int32 [B, length], of rows with records of these lengths."""
+    segments, positions = np.zeros((2, len(rows), length), np.int32)
+    for row, lengths in enumerate(rows):
+        ends = np.cumsum(lengths)
+        for segment, (end, size) in enumerate(zip(ends, lengths, strict=True), start=1):
+            segments[row, end - size : end], positions[row, end - size : end] = segment, np.arange(size)
+    return segments, positions
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
-def test_packed_records_attend_as_torch_attends_over_each(heads: int, kv_heads: int) -> None:
-    q, k, v = drawn(heads), drawn(kv_heads, seed=1), drawn(kv_heads, seed=2)
-    got = np.asarray(attention(q, k, v, ((SEGMENTS, POSITIONS), (SEGMENTS, POSITIONS))))
-    assert got.shape == (B, T, heads, H)
-    for row in range(B):
-        for segment in range(1, SEGMENTS[row].max() + 1):
-            own = SEGMENTS[row] == segment
-            wanted = torchs(q[row, own], k[row, own], v[row, own])
-            np.testing.assert_allclose(got[row, own], wanted, atol=1e-5, err_msg=f"row {row}, record {segment}")
+def drawn(rows: int, length: int, heads: int, kv_heads: int) -> Arrays:
+    """Return q, k, v and weights of the sum whose gradient is taken."""
+    random = np.random.default_rng([rows, length, heads, kv_heads])
+    sizes = (heads, kv_heads, kv_heads, heads)
+    return tuple(random.normal(size=(rows, length, size, H)).astype(np.float32) for size in sizes)
 
 
-def test_other_records_and_later_tokens_have_no_influence() -> None:
-    q, k, v = drawn(4), drawn(2, seed=1), drawn(2, seed=2)
-    places = ((SEGMENTS, POSITIONS), (SEGMENTS, POSITIONS))
-    before = np.asarray(attention(q, k, v, places))
-    seen = [4, 5]  # record 2 of row 0 lies at 3..6; its query at 5 sees 3, 4 and 5
-    unseen = [0, 2, 6, 7, 11]
-    for at, changes in [(at, True) for at in seen] + [(at, False) for at in unseen]:
+def ours(arrays: Arrays, q_places: Arrays, k_segments: np.ndarray, window: int | None, backend: Attention) -> Arrays:
+    """Return what `attend` returns and its gradients with respect to q, k and v; weights at padding are 0."""
+    places = (q_places, (k_segments, q_places[1]))
+    real = q_places[0] > 0
+
+    def total(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = attend(q, k, v, jax.tree.map(jnp.asarray, places), window=window, backend=backend)
+        return jnp.sum(jnp.where(real[..., None, None], out * arrays[3], 0)), out
+
+    gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays[:3])
+    return tuple(np.asarray(array, np.float32) for array in (out, *gradients))
+
+
+def torchs(arrays: Arrays, q_places: Arrays, k_segments: np.ndarray, window: int | None) -> Arrays:
+    """Return the same from torch in float64, one record at a time; 0 at padding."""
+    q, k, v = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in arrays[:3])
+    out = torch.zeros_like(q).detach()
+    for row, segments in enumerate(q_places[0]):
+        for segment in range(1, segments.max() + 1):
+            own = np.flatnonzero(segments == segment)
+            back = own[:, None] - own[None]
+            visible = (back >= 0) & (k_segments[row, own] == segment)
+            if window is not None:
+                visible &= back < window
+            parts = (x[row, own].transpose(0, 1)[None] for x in (q, k, v))
+            mask = torch.tensor(visible)
+            scaled = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True)
+            out = out.index_put((torch.tensor(row), torch.tensor(own)), scaled[0].transpose(0, 1))
+    (out * torch.tensor(arrays[3])).sum().backward()
+    return tuple(array.detach().numpy() for array in (out, q.grad, k.grad, v.grad))  # type: ignore[union-attr]
+
+
+def assert_close(got: Arrays, wanted: Arrays, real: np.ndarray, atol: float = 2e-5) -> None:
+    """Compare the result at real tokens, and the gradients everywhere: those at padding are 0."""
+    for name, array, other in zip(("out", "dq", "dk", "dv"), got, wanted, strict=True):
+        assert np.isfinite(array).all(), name
+        where = real if name == "out" else np.ones_like(real)
+        np.testing.assert_allclose(array[where], other[where], atol=atol, rtol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("rows", "length", "heads", "window"),
+    [
+        pytest.param(SHORT, 12, (4, 4), None, id="every head its own keys"),
+        pytest.param(SHORT, 12, (4, 2), 3, id="grouped heads, a window within records"),
+        pytest.param([(17, 1, 20), (), (50,)], 50, (6, 1), None, id="one key head, a row of padding"),
+        pytest.param([(130, 70), (3,) * 60], 200, (2, 1), 64, id="a window, many short records"),
+        pytest.param([(300,), (1, 129, 127, 40)], 300, (2, 1), None, id="one long record"),
+        pytest.param([(300,), (140, 150)], 300, (1, 1), 130, id="a long window"),
+        pytest.param([(9,)], 12, (1, 1), 100, id="a window longer than the row"),
+        pytest.param([(100, 156), (256,)], 256, (2, 2), None, id="whole blocks"),
+    ],
+)
+def test_packed_records_attend_as_torch_attends_over_each(
+    rows: list[tuple[int, ...]], length: int, heads: tuple[int, int], window: int | None, backend: Attention
+) -> None:
+    places, arrays = packed(rows, length), drawn(len(rows), length, *heads)
+    wanted = torchs(arrays, places, places[0], window)
+    assert_close(ours(arrays, places, places[0], window, backend), wanted, places[0] > 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [12, 150])
+def test_forgotten_keys_are_seen_by_nobody(length: int, backend: Attention) -> None:
+    places, arrays = packed([(length,), (length // 2, length // 3)], length), drawn(2, length, 2, 1)
+    gone = (np.random.default_rng(0).random(places[0].shape) < 0.4) & (places[1] > 0)
+    k_segments = np.where(gone, -1, places[0]).astype(np.int32)
+    got = ours(arrays, places, k_segments, None, backend)
+    assert_close(got, torchs(arrays, places, k_segments, None), places[0] > 0)
+    assert not got[2][gone].any()
+    assert not got[3][gone].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [None, 2])
+def test_other_records_and_later_tokens_have_no_influence(window: int | None, backend: Attention) -> None:
+    segments, positions = packed(SHORT, 12)
+    q, k, v, _ = drawn(2, 12, 4, 2)
+    run = partial(attention, window=window, backend=backend)
+    before = np.asarray(run(q, k, v, ((segments, positions),) * 2))
+    seen = {3, 4, 5} if window is None else {4, 5}  # record 2 of row 0 lies at 3..6; the query is the one at 5
+    for at in range(12):
         other_k, other_v = k.copy(), v.copy()
         other_k[0, at] += 1.0
         other_v[0, at] -= 1.0
-        after = np.asarray(attention(q, other_k, other_v, places))
-        assert np.array_equal(after[0, 5], before[0, 5]) != changes, at
+        after = np.asarray(run(q, other_k, other_v, ((segments, positions),) * 2))
+        assert np.array_equal(after[0, 5], before[0, 5]) == (at not in seen), at
 
 
-def test_a_query_at_padding_gives_numbers() -> None:
-    q, k, v = drawn(4), drawn(2, seed=1), drawn(2, seed=2)
-    nobody = np.full((B, T), 9, np.int32)  # a segment that no key has
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_is_float32_rounded(backend: Attention) -> None:
+    places = packed([(40, 30), (75,)], 80)
+    halves = tuple(np.asarray(jnp.asarray(a, jnp.bfloat16)) for a in drawn(2, 80, 4, 2))
+    got = ours(halves, places, places[0], None, backend)
+    wide = tuple(array.astype(np.float32) for array in halves)
+    assert_close(got, torchs(wide, places, places[0], None), places[0] > 0, atol=0.05)
+    out = attention(*halves[:3], (places, places), backend=backend)
+    assert out.dtype == jnp.bfloat16
 
-    def total(q: jax.Array) -> jax.Array:
-        return jnp.sum(attend(q, k, v, ((nobody, POSITIONS), (SEGMENTS, POSITIONS))))
 
-    value, gradient = jax.jit(jax.value_and_grad(total))(q)
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_keeps_its_scores_in_float32(backend: Attention) -> None:
+    """Two scores of 35.36 and 35.44, between which bfloat16 has no number; the query is the second of two tokens."""
+    q = jnp.zeros((1, 2, 1, H), jnp.bfloat16).at[..., :2].set(jnp.array([10, 1], jnp.bfloat16))
+    k = jnp.zeros((1, 2, 1, H), jnp.bfloat16).at[0, :, 0, :2].set(jnp.array([[10, 0], [10, 0.25]], jnp.bfloat16))
+    v = jnp.ones((1, 2, 1, H), jnp.bfloat16).at[0, 0].set(-1.0)
+    places = (np.ones((1, 2), np.int32), np.arange(2, dtype=np.int32)[None])
+    got = attention(q, k, v, (places, places), backend=backend)
+    np.testing.assert_allclose(got[0, 1].astype(jnp.float32), np.tanh(0.25 / np.sqrt(H) / 2), atol=0.01)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_scores_stay_numbers(backend: Attention) -> None:
+    places, (q, k, v, weights) = packed([(40, 30), (75,)], 80), drawn(2, 80, 2, 1)
+    arrays = (100 * q, 100 * k, v, weights)
+    got, wanted = ours(arrays, places, places[0], None, backend), torchs(arrays, places, places[0], None)
+    assert all(np.isfinite(array).all() for array in got)
+    real = places[0] > 0
+    np.testing.assert_allclose(got[0][real], wanted[0][real], atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huge_values_at_padding_reach_no_real_token(backend: Attention) -> None:
+    """1e9 at padding against the same with ordinary numbers: a weight of exactly 0 times anything finite is 0."""
+    places, arrays = packed([(40, 30), (75,), ()], 80), drawn(3, 80, 2, 1)
+    padding = places[0] == 0
+    before = ours(arrays, places, places[0], None, backend)
+    wild = tuple(np.where(padding[..., None, None], np.float32(1e9), a) for a in arrays[:3])
+    after = ours((*wild, arrays[3]), places, places[0], None, backend)
+    for name, array, other in zip(("out", "dq", "dk", "dv"), after, before, strict=True):
+        np.testing.assert_array_equal(array[~padding], other[~padding], err_msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_query_that_sees_nothing_gives_numbers(backend: Attention) -> None:
+    """Every key of row 0 is hidden."""
+    places, arrays = packed([(12,), (5, 4)], 12), drawn(2, 12, 2, 1)
+    k_segments = places[0].copy()
+    k_segments[0] = -1
+    assert all(np.isfinite(array).all() for array in ours(arrays, places, k_segments, None, backend))
 
 
 def test_empty_slots_of_a_cache_are_not_seen() -> None:
     """One query a row, as in decoding: the answers lie after the longest prompt, the positions go on from the own."""
     slots = np.array([[1, 1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0, 0]], np.int32)  # 4 and 2 ids of prompt, 1 of answer
     places = np.array([[0, 1, 2, 3, 4, 0, 0], [0, 1, 2, 3, 2, 0, 0]], np.int32)
-    q, k, v = drawn(4, 1), drawn(2, 7, seed=1), drawn(2, 7, seed=2)
-    query = (np.ones((B, 1), np.int32), np.array([[4], [2]], np.int32))
+    q, k, v = drawn(2, 1, 4, 2)[0], *drawn(2, 7, 4, 2)[1:3]
+    query = (np.ones((2, 1), np.int32), np.array([[4], [2]], np.int32))
     got = attention(q, k, v, (query, (slots, places)))
-    for row in range(B):
+    for row in range(2):
         own = slots[row] == 1
-        wanted = torchs(q[row], k[row, own], v[row, own], causal=False)
+        parts = (torch.tensor(x).transpose(0, 1) for x in (q[row], k[row, own], v[row, own]))
+        wanted = torch.nn.functional.scaled_dot_product_attention(*parts, enable_gqa=True).transpose(0, 1)
         np.testing.assert_allclose(got[row], wanted, atol=1e-5)
 
 
-def test_bfloat16_keeps_its_scores_in_float32() -> None:
-    """Two scores of 35.36 and 35.44, between which bfloat16 has no number."""
-    q = jnp.zeros((1, 1, 1, H), jnp.bfloat16).at[..., :2].set(jnp.array([10, 1], jnp.bfloat16))
-    k = jnp.zeros((1, 2, 1, H), jnp.bfloat16).at[0, :, 0, :2].set(jnp.array([[10, 0], [10, 0.25]], jnp.bfloat16))
-    v = jnp.ones((1, 2, 1, H), jnp.bfloat16).at[0, 0].set(-1.0)
-    ones = jnp.ones((1, 2), jnp.int32)
-    got = attention(q, k, v, ((ones[:, :1], ones[:, :1]), (ones, ones)))
-    assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), np.tanh(0.25 / np.sqrt(H) / 2), atol=0.01)
+def largest(function: Callable[..., object], *arguments: object) -> int:
+    """Return the number of elements of the largest array that is made on the way."""
+
+    def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+        for equation in jaxpr.eqns:
+            yield equation
+            for leaf in jax.tree.leaves(equation.params, is_leaf=lambda value: isinstance(value, Jaxpr | ClosedJaxpr)):
+                if isinstance(leaf, Jaxpr | ClosedJaxpr):
+                    yield from equations(leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf)
+
+    made = equations(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return max(getattr(v.aval, "size", 0) for equation in made for v in equation.outvars)
+
+
+@pytest.mark.parametrize("length", [1024, 1000])
+def test_chunked_attention_never_holds_all_scores(length: int) -> None:
+    places, arrays = packed([(length // 2, length // 2)], length), drawn(1, length, 1, 1)
+
+    def gradient(backend: Attention) -> Callable[..., object]:
+        def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return jnp.sum(attend(q, k, v, jax.tree.map(jnp.asarray, (places, places)), backend=backend))
+
+        return jax.grad(total, argnums=(0, 1, 2))
+
+    assert largest(gradient(Attention.XLA), *arrays[:3]) == length**2
+    assert largest(gradient(Attention.CHUNKED), *arrays[:3]) < length**2 / 3

@@ -78,9 +78,13 @@ def test_more_prompts_than_fit_a_batch_come_back_in_order(stories: LoadedModel, 
     assert decode(stories, []) == []
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
-def test_random_weights_too(stories: LoadedModel, twins: Callable[[str], Twins], scan: bool) -> None:
-    both, random = twins("gqa"), np.random.default_rng(0)
+@pytest.mark.parametrize(
+    ("name", "scan"), [("gqa", True), ("mistral", False), ("qwen2, tied, with a window", True), ("qwen3", False)]
+)
+def test_random_weights_of_every_family_too(
+    stories: LoadedModel, twins: Callable[[str], Twins], name: str, scan: bool
+) -> None:
+    both, random = twins(name), np.random.default_rng(0)
     prompts = [random.integers(0, 96, length, dtype=np.int32) for length in (5, 1, 13)]
     model = replace(stories, config=replace(both.config, compute=Compute(scan_layers=scan)), params=both.params)
     assert decode(model, prompts, (7, 8)) == [continued(both.theirs, prompt, (7, 8)) for prompt in prompts]
