@@ -77,11 +77,8 @@ def run_shape(
         temporaries = plan.temp_size_in_bytes / MIB if plan else 0.0
         ratios = sorted(a / b for a, b in zip(seconds[PEER], times, strict=True))
         faster = "" if name == PEER else f"  {statistics.median(ratios):.2f} times as fast as {PEER}"
-        records = "packed" if longest > 1 else "one"
-        print(
-            f"{B:4} {T:6} {f'{N} x {H}':>7}  {records:7}  {name:8} {1000 * min(times):8.1f} {temporaries:15,.1f}{faster}",
-            flush=True,
-        )
+        rows = f"{B:4} {T:6} {f'{N} x {H}':>7}  {'packed' if longest > 1 else 'one':7}"
+        print(f"{rows}  {name:8} {1000 * min(times):8.1f} {temporaries:15,.1f}{faster}", flush=True)
 
 
 def packed_places(rows: int, length: int, record: int) -> Places:

@@ -76,7 +76,7 @@ def race(setting: dict[str, Any], rounds: int) -> None:
         sys.exit(f"the losses are {values}: not the same thing was computed")
 
 
-def measure(name: str, V: int, D: int, n: int, share: float, dtype: str, repeats: int) -> dict[str, float]:  # noqa: PLR0913
+def measure(name: str, V: int, D: int, n: int, share: float, dtype: str, repeats: int) -> dict[str, float]:
     """Return the median milliseconds, the MiB and the value of one loss."""
     import jax
     import jax.numpy as jnp

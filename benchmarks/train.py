@@ -13,8 +13,9 @@ they are printed side by side, and a difference beyond rounding ends the benchma
     easylm   --easylm=DIR, a checkout of young-geng/EasyLM, with --easylm_python=PYTHON that has its requirements
     tunix    --tunix=DIR, a checkout of google/tunix (or installed), with --tunix_python=PYTHON
 
-A peer that is not there is left out with a word. Memory is the process's greatest resident set, also less what it had
-after its imports, and on a GPU the device's peak. The GPU cases have not been run yet. Asserts no times.
+A peer that is not there is left out with a word. "first step" has the compilation in it. Memory is the process's
+greatest resident set, also less what it had after its imports, and on a GPU the device's peak. The GPU cases have not
+been run yet; the 8B one needs XLA_PYTHON_CLIENT_MEM_FRACTION=0.95. Asserts no times.
 """
 
 import argparse
@@ -198,7 +199,9 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--easylm_python", default=sys.executable)
     parser.add_argument("--tunix", default="", help="folder of a Tunix checkout")
     parser.add_argument("--tunix_python", default=sys.executable)
-    parser.add_argument("--torch_compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU")
+    parser.add_argument(
+        "--torch_compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU"
+    )
     ours = parser.add_argument_group("this trainer's switches (torch follows param_dtype, and remat other than all)")
     ours.add_argument("--attention", default="auto")
     ours.add_argument("--remat", default="all")

@@ -5,10 +5,12 @@ python -m benchmarks.train_ours CASE [weights]
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks.train_case import BETA1, BETA2, CLIP_NORM, EPS, MIB, Case, Contestant, load_case, process_mib, run
 from easylm_like.convert.keys import to_theirs
@@ -19,8 +21,10 @@ from easylm_like.model.llama import abstract_model, init_params
 from easylm_like.model.partition import MeshConfig, make_mesh
 from easylm_like.train.config import OptimConfig, Optimizer, Schedule
 from easylm_like.train.optim import make_optimizer, make_schedule
-from easylm_like.train.state import init_state
-from easylm_like.train.step import to_devices, train_step
+from easylm_like.train.state import TrainState, init_state
+from easylm_like.train.step import Metrics, to_devices, train_step
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 SEED = 0
 
@@ -46,8 +50,38 @@ def contestant(case: Case) -> Contestant:
     """Return the trainer's own step on the trainer's own state."""
     device = jax.local_devices()[0]
     imported = process_mib()
+    mesh, state, compiled = start(case, computed(case, device, max_segments=1))
+
+    def step(ids_BT: np.ndarray) -> float:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, metrics = compiled(state, to_devices(mesh, batch_of(ids_BT)))
+        return float(metrics["loss"])
+
+    if device.platform == "cpu":
+        return Contestant(step=step, imported_mib=imported)
+    peak = partial(_device_peak, device)
+    return Contestant(step=step, imported_mib=imported, device=device.device_kind, device_mib=peak)
+
+
+def computed(case: Case, device: jax.Device, max_segments: int) -> LlamaConfig:
+    """Return the case's shape with its switches."""
+    options = case.options
+    compute = Compute(
+        dtype=case.dtype,
+        param_dtype=options["param_dtype"],
+        scan_layers=options["scan"] == "True",
+        remat=Remat(options["remat"]),
+        max_segments=max_segments,
+    )
+    shape = dataclasses.replace(case.shape, compute=compute)
+    attention = choose_attention(Attention(options["attention"]), shape, device, 1)
+    return dataclasses.replace(shape, compute=dataclasses.replace(compute, attention=attention))
+
+
+def start(case: Case, shape: LlamaConfig) -> tuple[Mesh, TrainState, Step]:
+    """Return the mesh over all devices, the state before step 0 and the step, to be compiled when it is first taken."""
     mesh = make_mesh(MeshConfig())
-    shape = computed(case, device)
     config = OptimConfig(
         optimizer=Optimizer(case.options["optimizer"]),
         learning_rate=case.learning_rate,
@@ -65,35 +99,9 @@ def contestant(case: Case) -> Contestant:
         optimizer=optimizer,
         micro_batches=int(case.options["micro_batches"]),
     )
-    compiled = jax.jit(step, donate_argnums=0)
     with jax.set_mesh(mesh):
         state = init_state(shape, optimizer, mesh, SEED)
-
-    def one(ids_BT: np.ndarray) -> float:
-        nonlocal state
-        with jax.set_mesh(mesh):
-            state, metrics = compiled(state, to_devices(mesh, batch_of(ids_BT)))
-        return float(metrics["loss"])
-
-    if device.platform == "cpu":
-        return Contestant(step=one, imported_mib=imported)
-    peak = partial(_device_peak, device)
-    return Contestant(step=one, imported_mib=imported, device=device.device_kind, device_mib=peak)
-
-
-def computed(case: Case, device: jax.Device) -> LlamaConfig:
-    """Return the case's shape with its switches."""
-    options = case.options
-    compute = Compute(
-        dtype=case.dtype,
-        param_dtype=options["param_dtype"],
-        scan_layers=options["scan"] == "True",
-        remat=Remat(options["remat"]),
-        max_segments=1,
-    )
-    shape = dataclasses.replace(case.shape, compute=compute)
-    attention = choose_attention(Attention(options["attention"]), shape, device, 1)
-    return dataclasses.replace(shape, compute=dataclasses.replace(compute, attention=attention))
+    return mesh, state, jax.jit(step, donate_argnums=0)
 
 
 def batch_of(ids_BT: np.ndarray) -> Batch:

@@ -8,6 +8,7 @@ is in the case's options.
 
 import dataclasses
 import importlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -51,9 +52,7 @@ def torch_peer(case: Case) -> Contestant:
     model, imported = torch_model(case, device)
     wanted = case.options["torch_compile"]  # "None": where it pays
     train: Any = torch.compile(model) if wanted == "True" or (wanted == "None" and device == "cuda") else model
-    optimizer = torch.optim.AdamW(
-        model.parameters(), case.learning_rate, (BETA1, BETA2), EPS, weight_decay=0.0, fused=True
-    )
+    optimizer = torch_optimizer(case, model)
 
     def step(ids_BT: np.ndarray) -> float:
         ids = torch.from_numpy(ids_BT).long().to(device)
@@ -82,7 +81,8 @@ def torch_model(case: Case, device: str) -> tuple[Any, float]:
     dtype = torch.bfloat16 if case.options["param_dtype"] == "bfloat16" else torch.float32
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**_hugging_face(case))).to(dtype).train()
+        model: Any = LlamaForCausalLM(LlamaConfig(**_hugging_face(case)))
+    model = model.to(dtype).train()
     if case.given_weights:
         named = dict(model.named_parameters())
         with torch.no_grad():
@@ -92,6 +92,14 @@ def torch_model(case: Case, device: str) -> tuple[Any, float]:
     if case.options["remat"] != "all":
         model.gradient_checkpointing_enable()
     return model, imported
+
+
+def torch_optimizer(case: Case, model: Any) -> Any:
+    """Return AdamW over all weights; torch's fused one is its fastest."""
+    import torch
+
+    betas = (BETA1, BETA2)
+    return torch.optim.AdamW(model.parameters(), case.learning_rate, betas, EPS, weight_decay=0.0, fused=True)
 
 
 def easylm_peer(case: Case) -> Contestant:
@@ -231,7 +239,7 @@ def _checkout(case: Case, name: str) -> str:
 def _only_plain_shapes(case: Case, rope_theta: float) -> None:
     shape = case.shape
     if not case.given_weights or shape.rope_scaling or shape.rope_theta != rope_theta:
-        raise SkippedError("it has no llama3 RoPE scaling")
+        raise SkippedError(f"its RoPE knows neither llama3's scaling nor another theta than {rope_theta:g}")
 
 
 def _hugging_face(case: Case) -> dict[str, Any]:

@@ -31,7 +31,7 @@ KeysValues = tuple[jax.Array, jax.Array]
 LayerInput = tuple[Params, KeysValues | None, jax.Array]  # weights, cache, number of one layer
 Layer = Callable[[jax.Array, LayerInput], tuple[jax.Array, KeysValues | None]]
 
-SAVED = {  # by remat policy, the names that _layer gives to what it makes; see config.Remat
+SAVED = {  # by remat policy, the names given to results here and in attention*.py; see config.Remat
     Remat.MATMULS: ("qkv", "attention", "attention_out", "mlp_in"),
     Remat.ATTENTION: ("attention",),
     Remat.INPUTS: (),
@@ -104,7 +104,7 @@ class Llama(nnx.Module):
         if cache is not None:
             seen = _write(cache.places[0], places[0], cache.used), _write(cache.places[1], places[1], cache.used)
         elif noise_B is not None and config.compute.forget:
-            seen = _forget(places, noise_B, config.compute.forget), places[1]
+            seen = _forget(config, places, noise_B), places[1]
         noise = _Noise(config.compute.dropout, noise_B)
         angles_BTh = rope_angles(config, places[1])
         layer: Layer = partial(_layer, config, angles_BTh, (places, seen), None if cache is None else cache.used, noise)
@@ -214,7 +214,7 @@ def _layer(
         backend=backend,
         max_segments=config.compute.max_segments,
     )
-    a_BTD = jnp.einsum("BTNH,NHD->BTD", checkpoint_name(a_BTNH, "attention"), w["o"])
+    a_BTD = jnp.einsum("BTNH,NHD->BTD", a_BTNH, w["o"])
     x_BTD = x_BTD + noise.drop(checkpoint_name(a_BTD, "attention_out"), 2 * number + 1)
     x_BTD = constrain(x_BTD, "batch", "length", "hidden")
     h_BTD = rms_norm(x_BTD, weights["mlp_norm"], config.norm_eps)
@@ -254,19 +254,21 @@ class _Noise:
         return jnp.where(kept_BTD, x_BTD / (1 - self.rate), 0).astype(x_BTD.dtype)
 
 
-def _forget(places: Places, keys_B: jax.Array, most: float) -> jax.Array:
-    """Return the segments of the keys, -1 where a token is hidden from all queries; a record's first one never is.
+def _forget(config: LlamaConfig, places: Places, keys_B: jax.Array) -> jax.Array:
+    """Return the segments of the keys, -1 where a token is hidden from all queries.
 
-    Each row draws its rate from 0 to `most` and hides that share of its tokens in every layer alike, as EasyLM does.
+    Each row draws its rate from 0 to `forget` and hides that share of its tokens in every layer alike, as EasyLM does.
+    A record's first token is never hidden, nor one in every sliding window: each query must see something.
     """
     segments_BT, positions_BT = places
+    kept_BT = positions_BT % (config.sliding_window or config.max_length) == 0
 
     def hidden(key: jax.Array) -> jax.Array:
         rate_key, token_key = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
-        rate = jax.random.uniform(rate_key, maxval=most)
+        rate = jax.random.uniform(rate_key, maxval=config.compute.forget)
         return jax.random.bernoulli(token_key, rate, segments_BT.shape[1:])
 
-    return jnp.where(jax.vmap(hidden)(keys_B) & (positions_BT > 0), -1, segments_BT)
+    return jnp.where(jax.vmap(hidden)(keys_B) & ~kept_BT, -1, segments_BT)
 
 
 def _write(slots: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:

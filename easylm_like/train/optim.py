@@ -44,7 +44,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     Raises:
         UserError: warm-up and decay do not fit into the run, or decay_steps is not for this schedule.
     """
-    warmup, decay, wsd = config.warmup_steps, config.decay_steps, config.schedule is Schedule.WSD
+    warmup, decay, wsd = config.warmup_steps, config.decay_steps, config.schedule == Schedule.WSD
     if not 0 <= warmup <= steps:
         raise UserError(f"optim.warmup_steps {warmup} must lie between 0 and the run's {steps} steps")
     if wsd and decay < 1:

@@ -35,14 +35,16 @@ def train_step(
     """Return the next state and fp32 scalars: loss, grad_norm (before clipping), trained_tokens, tokens.
 
     The gradient is that of sum(weights * (nll + z-loss)) / sum(weights) over the global batch, whatever `micro_batches`
-    and the mesh: sums are accumulated and divided once. `loss` is nll alone. Noise (dropout, forgotten tokens, the
+    and the mesh. `loss` is nll alone. Noise (dropout, forgotten tokens, the
     rounding of bfloat16 weights) is drawn from `seed` and the step; a row's does not depend on its micro-batch.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     noise_key, rounding_key = jax.random.split(key)
     rows = jnp.arange(batch.tokens.shape[0])
     parts = (jax.tree.map(jnp.asarray, batch), jax.vmap(partial(jax.random.fold_in, noise_key))(rows))
-    loss_sum = jax.value_and_grad(partial(_weighted_loss, graphdef, z_loss), has_aux=True)
+    trained = jnp.sum(batch.weights)
+    share = 1 / jnp.maximum(trained, 1)  # of a token in the loss: known before, so that no gradient is divided after
+    loss_sum = jax.value_and_grad(partial(_weighted_loss, graphdef, z_loss, share), has_aux=True)
     if micro_batches == 1:
         (_, nll), gradient = loss_sum(state.params, parts)
     else:
@@ -54,11 +56,10 @@ def train_step(
             return jax.tree.map(jnp.add, total, (nll, gradient)), None
 
         (nll, gradient), _ = jax.lax.scan(add, zero, split)
-    trained = jnp.sum(batch.weights)
-    gradient = jax.tree.map(lambda g: g.astype(jnp.float32) / jnp.maximum(trained, 1), gradient)
+    gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
     params, opt_state = update_params(optimizer, gradient, state.opt_state, state.params, rounding_key)
     metrics = {
-        "loss": nll / jnp.maximum(trained, 1),
+        "loss": nll * share,
         "grad_norm": optax.tree.norm(gradient),
         "trained_tokens": trained,
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
@@ -84,14 +85,18 @@ def to_devices(mesh: Mesh, local: Rows) -> Rows:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
 
 
-def _weighted_loss(graphdef: GraphDef, z_loss: float, params: Params, part: NoisyBatch) -> tuple[jax.Array, jax.Array]:
+def _weighted_loss(
+    graphdef: GraphDef, z_loss: float, share: jax.Array, params: Params, part: NoisyBatch
+) -> tuple[jax.Array, jax.Array]:
+    """Return what this part adds to the loss of the whole batch, to be differentiated, and its sum(weights * nll)."""
     batch, noise_B = part
     model = nnx.merge(graphdef, params)
     compute = model.config.compute
     noisy = compute.dropout or compute.forget
     x_BTD, _ = model(batch.tokens, (batch.segments, batch.positions), noise_B=noise_B if noisy else None)
     terms = LossTerms(vocab_size=model.config.vocab_size, z_loss=z_loss)
-    return weighted_loss(x_BTD, model.head_VD(), batch.targets, batch.weights, terms)
+    loss, nll = weighted_loss(x_BTD, model.head_VD(), batch.targets, batch.weights, terms)
+    return loss * share, nll
 
 
 def _split(leaf: jax.Array, parts: int) -> jax.Array:

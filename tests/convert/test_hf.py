@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easylm_like.convert.__main__ import convert_from_hf, convert_to_hf
 from easylm_like.convert.hf import read_params, read_shape, read_weights
@@ -23,7 +23,7 @@ from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.model.generate import generate
 
-from .conftest import Export, Logits
+from .conftest import MODEL_TYPES, SHAPES, Export, Logits
 
 IDS = np.random.default_rng(5).integers(3, 384, 60, np.int32)
 CHAT = [
@@ -39,7 +39,9 @@ def their_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
         return model(torch.tensor(ids, dtype=torch.long)[None]).logits[0].numpy()
 
 
+@pytest.mark.parametrize("export", SHAPES, indirect=True)
 def test_transformers_computes_our_logits(export: Export, our_logits: Logits) -> None:
+    assert len(load_file(export.folder / "model.safetensors")["model.embed_tokens.weight"]) == export.shape.vocab_size
     wanted = our_logits(export.shape, export.params, IDS)
     np.testing.assert_allclose(their_logits(export.folder, IDS), wanted, atol=1e-4)
     assert wanted.std() > 0.5
@@ -141,11 +143,18 @@ def test_a_published_model_gives_transformers_logits(shared_data: Path, tmp_path
     assert model.tokenizer.decode([int(wanted[-1].argmax())]).strip() in ("She", "Lily", "One")
 
 
+@pytest.mark.parametrize("export", SHAPES, indirect=True)
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, "20KB"), (torch.bfloat16, "5GB")])
 def test_files_that_transformers_wrote_are_read_in_parts_and_in_half_the_bits(
-    export: Export, our_logits: Logits, tmp_path: Path, dtype: torch.dtype, size: str
+    request: pytest.FixtureRequest,
+    export: Export,
+    our_logits: Logits,
+    tmp_path: Path,
+    dtype: torch.dtype,
+    size: str,
 ) -> None:
-    theirs = LlamaForCausalLM.from_pretrained(export.folder, dtype=dtype)
+    theirs = AutoModelForCausalLM.from_pretrained(export.folder, dtype=dtype)
+    assert theirs.config.model_type == MODEL_TYPES[request.node.callspec.params["export"]]
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=size)
     assert (len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1) == (size == "20KB")
     shape = read_shape(tmp_path / "theirs")

@@ -14,6 +14,7 @@ from easylm_like.errors import UserError
 from .conftest import SHAPES, Export
 
 
+@pytest.mark.parametrize("export", SHAPES, indirect=True)
 def test_a_run_and_its_folder_are_one_model(export: Export) -> None:
     run, folder = load_model(export.run), load_model(export.folder)
     assert run.config == folder.config == export.shape

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 from easylm_like.command import run_command
 from easylm_like.convert.__main__ import main
 from easylm_like.train.checkpoint import load_params, open_checkpoints, read_run_info
+from easylm_like.train.config import DataConfig, ModelConfig, RunConfig
+from easylm_like.train.loop import train
 
 from .conftest import SHAPES, Export
 
@@ -77,6 +79,27 @@ def test_a_start_is_re_used_and_can_be_converted_on(export: Export, tmp_path: Pa
     assert listing(tmp_path / "start") == before
 
 
+@pytest.mark.parametrize("export", ["qwen3"], indirect=True)
+def test_a_folder_is_trained_on_and_comes_out_as_the_same_family(
+    export: Export, tmp_path: Path, capsys: Capture
+) -> None:
+    main(["from-hf", f"--model={export.folder}", f"--out={tmp_path / 'start'}"])
+    chat = [{"role": "user", "content": "What is 3 and 4?"}, {"role": "assistant", "content": "3 and 4 make 7"}]
+    lines = [json.dumps({"id": f"c{i}", "source": "sums", "messages": chat}) + "\n" for i in range(16)]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    config = RunConfig(steps=2, batch_size=8, checkpoint_every=2)
+    config.data = DataConfig(train=str(tmp_path / "train.jsonl"), row_length=64)
+    config.model = ModelConfig(init_from=str(tmp_path / "start"))
+    config.compilation_cache = ""
+    train(config, tmp_path / "run")
+    main(["to-hf", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}"])
+    assert "step 2 in float32; logits at" in capsys.readouterr().out
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "qwen3"
+    old, new = (load_file(folder / "model.safetensors") for folder in (export.folder, tmp_path / "hf"))
+    assert {name: weight.shape for name, weight in new.items()} == {name: weight.shape for name, weight in old.items()}
+    assert (new["model.layers.1.self_attn.q_norm.weight"] != old["model.layers.1.self_attn.q_norm.weight"]).any()
+
+
 def test_a_cut_weight_file_writes_nothing(export: Export, tmp_path: Path, capsys: Capture) -> None:
     folder = Path(shutil.copytree(export.folder, tmp_path / "cut"))
     whole = (folder / "model.safetensors").read_bytes()
@@ -89,7 +112,7 @@ def test_a_cut_weight_file_writes_nothing(export: Export, tmp_path: Path, capsys
 def test_another_architecture_is_refused(export: Export, tmp_path: Path, capsys: Capture) -> None:
     folder = Path(shutil.copytree(export.folder, tmp_path / "other"))
     fields = json.loads((folder / "config.json").read_text())
-    for change in ({"model_type": "qwen2"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "yarn"}}):
+    for change in ({"model_type": "gpt2"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "yarn"}}):
         (folder / "config.json").write_text(json.dumps(fields | change))
         sentence = fails(capsys, "from-hf", f"--model={folder}", f"--out={tmp_path / 'start'}")
         assert f"{folder}/config.json: " in sentence

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from easylm_like.convert.reference import reference_logits
 
@@ -14,36 +14,46 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+WINDOWS = {"use_sliding_window": True, "sliding_window": 7}
 
 
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "tied", "rope"),
-    [(4, 4, 8, False, {"rope_theta": 1e4}), (4, 2, 6, False, {"rope_theta": 50.0}), (6, 1, 8, True, LLAMA3)],
-    ids=["multi-head", "grouped", "one-kv-head-tied-llama3"],
-)
+MODELS = {
+    "multi-head": (LlamaForCausalLM, {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}, {}),
+    "grouped": (LlamaForCausalLM, {"num_attention_heads": 4, "head_dim": 6}, {"rope_theta": 50.0}),
+    "one-kv-head-tied-llama3": (LlamaForCausalLM, {"num_key_value_heads": 1, "tie_word_embeddings": True}, LLAMA3),
+    "mistral": (MistralForCausalLM, {"sliding_window": 7}, {}),
+    "mistral-without-a-window": (MistralForCausalLM, {"sliding_window": None}, {}),
+    "qwen2": (Qwen2ForCausalLM, {"sliding_window": 7}, {}),
+    "qwen2-half-windows": (Qwen2ForCausalLM, WINDOWS | {"max_window_layers": 1}, {}),
+    "qwen3": (Qwen3ForCausalLM, {"head_dim": 10}, {"rope_theta": 1e6}),
+    "qwen3-windows-by-name": (Qwen3ForCausalLM, WINDOWS | {"layer_types": ["sliding_attention", "full_attention"]}, {}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("spelling", ["old", "new"])
-def test_logits_are_transformers(
-    heads: int, kv_heads: int, size: int, tied: bool, rope: dict[str, object], spelling: str
-) -> None:
-    sizes = {
+def test_logits_are_transformers(name: str, spelling: str) -> None:
+    model_class, changes, rope = MODELS[name]
+    sizes: dict[str, object] = {
         "vocab_size": 70,
         "hidden_size": 24,
         "intermediate_size": 40,
         "num_hidden_layers": 2,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": size,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
         "rms_norm_eps": 1e-3,
-        "tie_word_embeddings": tied,
-    }
+        "tie_word_embeddings": False,
+    } | changes
     parameters = {"rope_type": "default", "rope_theta": 100.0} | rope
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=parameters))
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.4)
+    model = model_class(model_class.config_class(**sizes, rope_parameters=parameters))
+    for key, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, mean=float("norm" in key), std=0.4)
     ids = np.random.default_rng(0).integers(0, 70, 50)
     with torch.no_grad():
         wanted = model(torch.tensor(ids)[None]).logits[0].numpy()
+    sizes["model_type"] = model.config.model_type
     fields = {
         "new": sizes | {"rope_parameters": parameters},
         "old": sizes | {"rope_theta": parameters["rope_theta"], "rope_scaling": rope if "factor" in rope else None},

@@ -1,6 +1,7 @@
 """A conversion that is not the same model does not succeed: the mistakes that people make here are caught."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +36,19 @@ def swap(first: str, second: str) -> tuple[keys.Key, ...]:
     return tuple(dataclasses.replace(key, theirs=theirs[key.ours]) for key in keys.LLAMA_KEYS)
 
 
-@pytest.mark.parametrize(("first", "second"), [("gate", "up"), ("q", "k"), ("v", "o"), ("attention_norm", "mlp_norm")])
+@pytest.mark.parametrize(
+    ("export", "first", "second"),
+    [
+        ("tied", "gate", "up"),
+        ("tied", "q", "k"),
+        ("tied", "v", "o"),
+        ("tied", "attention_norm", "mlp_norm"),
+        ("qwen2", "k_bias", "v_bias"),
+        ("qwen3", "q_norm", "k_norm"),
+    ],
+    indirect=["export"],
+)
 @pytest.mark.parametrize("convert", [to_hf, from_hf])
-@pytest.mark.parametrize("export", ["tied"], indirect=True)
 def test_exchanged_names_are_caught(
     export: Export,
     tmp_path: Path,
@@ -50,6 +61,28 @@ def test_exchanged_names_are_caught(
     with pytest.raises(UserError, match=r"logits differ by .* nothing was written"):
         convert(export, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("export", "fields"),
+    [
+        ("mistral", {"sliding_window": 10}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"model_type": "llama"}),
+        ("qwen2", {"use_sliding_window": False}),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("qwen3", {"rms_norm_eps": 0.1}),
+    ],
+    indirect=["export"],
+)
+def test_a_config_that_says_another_computation_is_caught(
+    export: Export, tokenizer: Tokenizer, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    folder = Path(shutil.copytree(export.folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(UserError, match="logits differ by"):
+        verify_logits(export.shape, export.params, folder, probe_prompts(tokenizer, KOALA, 128))
 
 
 def untransposed(ours: np.ndarray, inputs: int | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from easylm_like.model.presets import PRESETS, get_preset
 
 from .conftest import GQA
 
-# The sums that Hugging Face shows for the safetensors of each checkpoint; where the embeddings are tied but stored twice
+# The sums that Hugging Face shows for the safetensors of each checkpoint; where tied embeddings are stored twice
 # (Qwen3-0.6B and 1.7B) the count that transformers gives. LLaMA 1: arXiv 2302.13971, table 2, with the exact sums.
 PUBLISHED = {
     "llama_7b": 6_738_415_616,

@@ -1,4 +1,4 @@
-"""One LLaMA against transformers: packed, scanned, recomputed, cached and sharded are the same model (test_family.py has the others)."""
+"""One LLaMA: packed, scanned, recomputed, cached and sharded are the same model. test_family.py has the others."""
 
 from collections.abc import Callable
 from dataclasses import replace

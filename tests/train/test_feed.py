@@ -41,8 +41,9 @@ def test_an_error_comes_when_it_is_the_numbers_turn() -> None:
             raise OSError("the disk is gone")
         return number
 
-    got = []
+    feed, got = prefetch(load, range(5)), []
     with pytest.raises(OSError, match="the disk is gone"):
-        got += [item for item, _ in prefetch(load, range(5)) if got.append(item) is None]
+        while True:
+            got.append(next(feed)[0])
     assert got == [0, 1]
     assert threads() == []

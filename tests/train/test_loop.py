@@ -1,27 +1,40 @@
 """Whole runs: killed and resumed, finished, refused, started from another one's weights, and gone wrong."""
 
+import gzip
 import json
+import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from easylm_like.data.loader import Batch
 from easylm_like.data.tokenizer import load_tokenizer
 from easylm_like.errors import UserError
+from easylm_like.model.config import Remat
 from easylm_like.train.checkpoint import open_checkpoints, read_run_info
-from easylm_like.train.config import RunConfig
-from easylm_like.train.loop import train
+from easylm_like.train.config import LogConfig, RunConfig
+from easylm_like.train.flops import Work, palm_flops, strict_flops
+from easylm_like.train.loop import keep_compiled, train
+from easylm_like.train.prepare import prepare
 
 NewConfig = Callable[[], RunConfig]
+MEASURED = {"time", "tokens_per_second", "trained_tokens_per_second", "tflops_per_device", "mfu", "mfu_palm"} | {
+    "host_memory_gib",
+    "data_share",
+}
 
 # Runs `train` and kills its own process, as a machine does, in step 6, when the checkpoint of step 4 is on disk.
 KILLED = """
@@ -46,12 +59,15 @@ train(config, workdir)
 
 
 def metrics(workdir: Path, kind: str = "train") -> dict[int, dict[str, float]]:
-    """Return the numbers that a run wrote down by step, speeds apart; every step only once."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    kept = [line for line in lines if line.pop("kind") == kind]
-    numbers = {line.pop("step"): {k: v for k, v in line.items() if k != "tokens_per_second"} for line in kept}
+    """Return the numbers that a run wrote down by step, times and sizes apart; every step only once."""
+    kept = [line for line in written_lines(workdir) if line.pop("kind") == kind]
+    numbers = {line.pop("step"): {k: v for k, v in line.items() if k not in MEASURED} for line in kept}
     assert len(numbers) == len(kept)
     return numbers
+
+
+def written_lines(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
@@ -74,6 +90,19 @@ def everything(workdir: Path) -> dict[str, bytes]:
         for path in workdir.rglob("*")
         if path.is_file() and path.name != "train.log"
     }
+
+
+@pytest.fixture(scope="module")
+def new_config(new_config: NewConfig) -> NewConfig:
+    """Return a function that makes the shared run, tracked in all ways that need no other program."""
+
+    def make() -> RunConfig:
+        config = new_config()
+        config.log = LogConfig(tensorboard=True, peak_tflops=2.0)
+        config.profile.steps = (3, 5)
+        return config
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +146,67 @@ def test_a_run_learns_and_writes_down_what_it_did(unbroken: Path, new_config: Ne
     assert "start at step 0 of 8" in (unbroken / "train.log").read_text()
 
 
+def test_every_line_fits_the_terminal_and_every_number_is_right(unbroken: Path, new_config: NewConfig) -> None:
+    shown = [line[20:] for line in (unbroken / "train.log").read_text().splitlines() if "  loss " in line]
+    number = r"[\d,.]+"
+    for line in shown:
+        assert len(line) <= 150
+        assert re.fullmatch(
+            rf"step {{6}}\d/8  loss {number}  lr {number}e-0[23]  grad {number}  {number} tokens/s \({number} trained\)  "
+            rf"MFU {number}% \(PaLM {number}%\)  host {number} GiB  data {number}%  \d+:\d\d left",
+            line,
+        )
+    assert len(shown) == 8
+    run = prepare(new_config(), unbroken)
+    for line in (line for line in written_lines(unbroken) if line["kind"] == "train"):
+        work = counted(run.loader.batch(line["step"] - 1))
+        seconds = work.tokens / line["tokens_per_second"]
+        assert line["trained_tokens"] == work.trained == pytest.approx(line["trained_tokens_per_second"] * seconds)
+        speed = strict_flops(run.shape, work) / seconds / 1e12 / jax.device_count()
+        assert line["tflops_per_device"] == pytest.approx(speed)
+        assert line["mfu"] == pytest.approx(speed / 2.0)
+        assert line["mfu_palm"] / line["mfu"] == pytest.approx(
+            palm_flops(run.shape, work, 64) / strict_flops(run.shape, work)
+        )
+        assert line["learning_rate"] == pytest.approx(1e-2 / 2 if line["step"] == 1 else float(cosine(line["step"])))
+        assert 0 <= line["data_share"] <= 1
+        assert 0.1 < line["host_memory_gib"] < 100
+
+
+def counted(batch: Batch) -> Work:
+    """Return what there is to do for a batch, the visible pairs by their definition."""
+    later = batch.positions[:, :, None] >= batch.positions[:, None, :]
+    pairs = later & (batch.segments[:, :, None] == batch.segments[:, None, :]) & (batch.segments[:, :, None] > 0)
+    return Work(batch.tokens.size, int((batch.segments > 0).sum()), int(batch.weights.sum()), int(pairs.sum()))
+
+
+def cosine(step: int) -> float:
+    """Return the rate of a step after the warm-up of 2, by the formula: from 1e-2 to 0 over the 6 that are left."""
+    return 1e-2 * (1 + math.cos(math.pi * (step - 1 - 2) / 6)) / 2 if step > 2 else 1e-2
+
+
+def scalars(workdir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows: (step, value) by name."""
+    shown = EventAccumulator(str(workdir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {name: [(event.step, event.value) for event in shown.Scalars(name)] for name in shown.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_what_was_written_down(unbroken: Path) -> None:
+    got = scalars(unbroken)
+    for kind, steps in (("train", range(1, 9)), ("heldout", (0, 4, 8))):
+        wanted = metrics(unbroken, kind)
+        for name in wanted[8]:
+            assert got[f"{kind}/{name}"] == [(n, pytest.approx(wanted[n][name], rel=1e-6)) for n in steps]
+    assert {name.removeprefix("train/") for name in got} >= MEASURED - {"time"}
+
+
+def test_the_steps_asked_for_are_in_the_profile(unbroken: Path) -> None:
+    (path,) = (unbroken / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert {event["args"]["step_num"] for event in events if event.get("name") == "train"} == {"3", "4"}
+    assert len(list(path.parent.glob("*.xplane.pb"))) == 1
+
+
 def test_a_killed_run_resumes_bit_for_bit(unbroken: Path, killed: Path, new_config: NewConfig, tmp_path: Path) -> None:
     workdir = Path(shutil.copytree(killed, tmp_path / "run"))
     assert list(metrics(workdir)) == [1, 2, 3, 4, 5, 6], "steps 5 and 6 were run and are lost"
@@ -131,16 +221,23 @@ def test_a_killed_run_resumes_bit_for_bit(unbroken: Path, killed: Path, new_conf
     wanted, got = saved_arrays(unbroken, 8), saved_arrays(workdir, 8)
     assert got.keys() == wanted.keys()
     assert {name for name in got if "mu" in name}, "the optimizer's moments are compared too"
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert {n: [step for step, _ in shown] for n, shown in scalars(workdir).items()} == {
+        n: [step for step, _ in shown] for n, shown in scalars(unbroken).items()
+    }
+    assert len(list((workdir / "profile").rglob("*.xplane.pb"))) == 1, "steps 3 and 4 were not run again"
     for name, array in wanted.items():
         assert got[name].tobytes() == array.tobytes(), name
 
 
-def test_a_resumed_run_may_have_another_mesh_and_another_log(
+def test_a_resumed_run_may_be_computed_and_logged_in_another_way(
     unbroken: Path, killed: Path, new_config: NewConfig, tmp_path: Path
 ) -> None:
     workdir = Path(shutil.copytree(killed, tmp_path / "run"))
     config = new_config()
     config.mesh.fsdp, config.mesh.tensor = 4, 2
+    config.model.remat, config.micro_batches = Remat.INPUTS, 2
+    config.profile.steps, config.log = (), LogConfig()
     config.log_every, config.checkpoint_every, config.heldout_every, config.keep_checkpoints = 2, 0, 0, 1
     train(config, workdir)
     got, wanted = metrics(workdir), metrics(unbroken)
@@ -175,6 +272,14 @@ def change_seed(config: RunConfig, data: Path) -> None:
     config.seed = 1
 
 
+def change_dropout(config: RunConfig, data: Path) -> None:
+    config.model.dropout = 0.1
+
+
+def change_dtype(config: RunConfig, data: Path) -> None:
+    config.model.compute_dtype = "bfloat16"
+
+
 def change_data(config: RunConfig, data: Path) -> None:
     config.data.train = str(data / "other.jsonl")
 
@@ -189,6 +294,8 @@ def change_tokenizer(config: RunConfig, data: Path) -> None:
         (change_rate, "config.optim.learning_rate was 0.01 and is 0.0003"),
         (change_steps, "config.steps was 8 and is 12"),
         (change_seed, "config.seed was 0 and is 1"),
+        (change_dropout, "config.model.dropout was 0.0 and is 0.1"),
+        (change_dtype, "config.model.compute_dtype was 'float32' and is 'bfloat16'"),
         (change_data, "data.digest was"),
         (change_tokenizer, "tokenizer was"),
     ],
@@ -228,10 +335,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
 ) -> None:
     config = new_config()
     config.optim.learning_rate, config.optim.warmup_steps, config.log_every = 1e30, 0, log_every
+    config.profile.steps = (1, 8)
     with pytest.raises(UserError, match=r"step 2: loss .*, gradient norm nan; .*learning_rate"):
         train(config, tmp_path / "run")
     assert list(metrics(tmp_path / "run")) == [1], "the log counts steps as the sentence does"
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb")), "the trace that was open is not lost"
 
 
 @pytest.mark.parametrize(
@@ -244,6 +353,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
         ("data.train", "none.jsonl", "none.jsonl: no such file"),
         ("data.tokenizer", "none", "none: no tokenizer.json or tokenizer.model there"),
         ("data.template", "alpaka", "unknown template 'alpaka'"),
+        ("model.param_dtype", "bf16", "config.model.param_dtype must be one of float32, bfloat16, got 'bf16'"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_written(
@@ -263,3 +373,19 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(new_config: NewConf
     config.model.shape = type(config.model.shape)(**fields | {"vocab_size": 376})
     with pytest.raises(UserError, match="the tokenizer has 384 ids, the model's vocab_size is 376"):
         train(config, tmp_path / "run")
+
+
+def test_compiled_programs_are_kept_but_not_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = "jax_compilation_cache_dir"
+    before = jax.config.read(name)
+    try:
+        for folder, platform, kept in (
+            ("", "gpu", before),
+            ("~/programs", "cpu", before),
+            ("~/programs", "gpu", f"{tmp_path}/programs"),
+        ):
+            keep_compiled(folder, platform)
+            assert jax.config.read(name) == kept
+    finally:
+        jax.config.update(name, before)

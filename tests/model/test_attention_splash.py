@@ -1,0 +1,103 @@
+"""Splash attention against the definition: its kernels step by step in plain JAX, with blocks of 128."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from easylm_like.errors import UserError
+from easylm_like.model import attention_splash
+from easylm_like.model.attention import attend
+from easylm_like.model.attention_splash import attend_splash, why_not_splash
+from easylm_like.model.presets import get_preset
+
+B, T, N, K, H = 2, 256, 4, 2, 8
+ONES = np.ones((1, T), np.int32)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two blocks a row, so that blocks are skipped and accumulated; the cache of kernels knows nothing of it."""
+    monkeypatch.setattr(attention_splash, "LARGEST_BLOCK", 128)
+    attention_splash._kernel.cache_clear()
+    yield
+    attention_splash._kernel.cache_clear()
+
+
+def packed() -> tuple[np.ndarray, np.ndarray]:
+    """Return segments and positions [B, T]: records that end at, before and after a block, one of one token; padding."""
+    segments, positions = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    for row, lengths in enumerate([(60, 1, 67, 128), (90, 131)]):
+        ends = np.cumsum(lengths)
+        for number, (end, length) in enumerate(zip(ends, lengths, strict=True), start=1):
+            segments[row, end - length : end], positions[row, end - length : end] = number, np.arange(length)
+    return segments, positions
+
+
+@pytest.mark.parametrize(("window", "forgets"), [(None, False), (140, True)], ids=["whole", "window, forgotten keys"])
+@pytest.mark.usefixtures("small_blocks")
+def test_values_and_gradients_are_those_of_the_definition(window: int | None, forgets: bool) -> None:
+    segments, positions = packed()
+    random = np.random.default_rng(0)
+    q, k, v, weight = (random.normal(size=(B, T, heads, H)).astype(np.float32) for heads in (N, K, K, N))
+    real = (segments > 0)[:, :, None, None]
+    hidden = forgets & (random.random((B, T)) < 0.2) & (positions > 0)
+    places = ((segments, positions), (np.where(hidden, -1, segments), positions))
+
+    def weighed(kernel: partial[jax.Array], *qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = kernel(*qkv, places, window=window)
+        return jnp.sum(jnp.where(real, out * weight, 0)), out
+
+    def run(kernel: partial[jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        (_, out), gradients = jax.jit(jax.value_and_grad(partial(weighed, kernel), (0, 1, 2), has_aux=True))(q, k, v)
+        return out, gradients
+
+    wanted, wanted_gradients = run(partial(attend))
+    got, gradients = run(partial(attend_splash, interpret=True))
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(np.where(real, got, 0), np.where(real, wanted, 0), atol=1e-5)
+    for name, gradient, wanted_gradient in zip("qkv", gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted_gradient, atol=2e-5, err_msg=name)
+
+
+def test_queries_are_scaled_in_float32() -> None:
+    """H^-0.5 = 0.088388 is 0.088379 in bfloat16: 1.25 * H^-0.5 rounds to another number from there."""
+    seen = {}
+
+    def kernel(q: jax.Array, *_: object) -> jax.Array:
+        seen["q"] = q
+        return q
+
+    x = jnp.full((1, 128, 1, 128), 1.25, jnp.bfloat16)
+    ones = jnp.ones((1, 128), jnp.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_splash, "_kernel", lambda *_: kernel)
+        jax.eval_shape(lambda: attend_splash(x, x, x, ((ones, ones), (ones, ones)), window=None))
+        got = attend_splash(x, x, x, ((ones, ones), (ones, ones)), window=None)
+    wanted = jnp.asarray(np.float32(1.25) * np.float32(128) ** -0.5, jnp.bfloat16)
+    assert (got == wanted).all()
+
+
+def test_a_row_that_is_no_multiple_of_a_block_is_named() -> None:
+    x = jnp.zeros((1, 200, 1, 8))
+    ones = jnp.ones((1, 200), jnp.int32)
+    with pytest.raises(UserError, match="200 tokens.*multiple of 128; take 128"):
+        attend_splash(x, x, x, ((ones, ones), (ones, ones)), window=None)
+
+
+@pytest.mark.parametrize(("length", "block"), [(128, 128), (640, 128), (768, 384), (2048, 512), (4096, 512)])
+def test_blocks_divide_the_row(length: int, block: int) -> None:
+    sizes = attention_splash._kernel(length, None, False).kwargs["block_sizes"]
+    assert {sizes.block_q, sizes.block_kv, sizes.block_q_dkv, sizes.block_kv_dkv, sizes.block_q_dq} == {block}
+
+
+def test_it_is_for_tpu() -> None:
+    config = get_preset("tiny")
+    assert why_not_splash(config, SimpleNamespace(platform="tpu", device_kind="TPU v5e")) is None
+    assert why_not_splash(config, jax.devices()[0]) == "it runs on TPU, the devices are cpu"
+    assert why_not_splash(config, SimpleNamespace(platform="cuda")) == "it runs on TPU, the devices are cuda"
