@@ -85,7 +85,10 @@ def main() -> None:
         if case.given_weights:
             _child([*contestants["ours"], "weights"])
         name = f"{flags.model}{' untied' if flags.untie else ''}"
-        print(f"{name}, {flags.batch} x {flags.length}, {flags.dtype}, {os.cpu_count()} CPUs: {_switches(flags)}")
+        print(
+            f"{name}, {flags.batch} x {flags.length}, {flags.dtype}, {os.cpu_count()} CPUs: {_switches(flags)}",
+            flush=True,
+        )
         results = race(contestants, flags.rounds)
     tokens = flags.batch * flags.length
     print_speed(results, tokens, flags.warmup)
@@ -111,7 +114,7 @@ def race(contestants: dict[str, list[str]], rounds: int) -> dict[str, list[Measu
         for name in list(results)[:: 1 if number % 2 == 0 else -1]:
             measured = _child(contestants[name])
             if reason := measured.get("skipped"):
-                print(f"{name}: left out, {reason}")
+                print(f"{name}: left out, {reason}", flush=True)
                 del results[name]
             else:
                 results[name].append(measured)
@@ -170,10 +173,16 @@ def _own_peak(runs: Sequence[Measured]) -> float:
 
 
 def _child(command: list[str]) -> Measured:
-    """Run a contestant; return the last line that it prints."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """Run a contestant; return the last line that it prints. A peer whose interpreter lacks something is skipped."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return {"skipped": f"there is no {command[0]}"}
+    last = done.stderr.strip().splitlines()[-1:]
+    if done.returncode and "benchmarks.train_peers" in command and "".join(last).startswith("ModuleNotFoundError"):
+        return {"skipped": f"{command[0]}: {last[-1]}"}
     if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+        sys.exit(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr[-4000:]}")
     lines = done.stdout.splitlines()
     return dict(json.loads(lines[-1])) if lines else {}
 

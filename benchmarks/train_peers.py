@@ -103,11 +103,11 @@ def torch_optimizer(case: Case, model: Any) -> Any:
 
 
 def easylm_peer(case: Case) -> Contestant:
-    """EasyLM's module, loss and optimizer in the step of its train script, without remat, which is its fastest here.
+    """EasyLM's module, loss and optimizer in the step of its train script; no layer is computed twice.
 
-    Needs `pip install jax flax optax "transformers<5" einops mlxu` and two shims for a jax newer than it: the argument
-    of jnp.clip that has another name now, and jax.tree_map. Its head is never tied: with a tied model it begins with a
-    copy, and only the first loss is the same. Its RoPE turns neighbouring pairs, so queries and keys are put in order.
+    Needs `pip install jax flax optax "transformers<5" einops mlxu safetensors` and one shim for a jax newer than it: an
+    argument of jnp.clip has another name now. Its head is never tied: with a tied model it begins with a copy, and only
+    the first loss is the same. Its RoPE turns neighbouring pairs, so queries and keys are put in that order.
     """
     sys.path.insert(0, _checkout(case, "easylm"))
     _only_plain_shapes(case, rope_theta=10_000.0)  # its attention never passes on rope_theta
@@ -115,7 +115,7 @@ def easylm_peer(case: Case) -> Contestant:
     import jax.numpy as jnp
 
     clip: Any = jnp.clip
-    vars(jnp)["clip"] = lambda x, a_min=None, a_max=None: clip(x, a_min, a_max)
+    vars(jnp)["clip"] = lambda *x, a_min=None, **rest: clip(*x, **(rest if a_min is None else rest | {"min": a_min}))
     from flax.training.train_state import TrainState
 
     llama = importlib.import_module("EasyLM.models.llama.llama_model")
@@ -164,7 +164,7 @@ def easylm_peer(case: Case) -> Contestant:
 def tunix_peer(case: Case) -> Contestant:
     """Tunix's SFT trainer (PeftTrainer, all weights) on its Llama3, read by its own loader.
 
-    Needs `pip install google-tunix`, or its requirements and a checkout. It computes in the dtype of its weights. Its
+    Needs `pip install google-tunix`, or its requirements (jax without [tpu]) and a checkout. It computes in the dtype of its weights. Its
     attention does not pass on the config's rope_theta, so the default of `apply_rope` is set to it.
     """
     sys.path.insert(0, _checkout(case, "tunix"))

@@ -17,7 +17,7 @@ from data_prep.build import build
 from data_prep.config import MixtureConfig
 from easylm_like.config_file import read_flags
 from easylm_like.errors import UserError
-from easylm_like.train.config import RunConfig, check_batch, check_run
+from easylm_like.train.config import Optimizer, RunConfig, check_batch, check_run
 
 # ml_collections 1.1 imports a config file in a way that Python wants to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -151,11 +151,14 @@ def test_data_is_built_and_looked_at(place: Path, shared_data: Path, capsys: pyt
 
 def test_a_field_is_overridden_with_its_own_type(root: Path) -> None:
     fields = ("optim.schedule=linear", "optim.learning_rate=1e-3", "mesh.fsdp=4", "model.remat=inputs", "steps=7")
+    fields += ("optim.optimizer=muon", "profile.steps=10,13", "log.tensorboard")
     argv = [f"--config={root}/configs/koala_tiny.py", "--workdir=w", *(f"--config.{field}" for field in fields)]
     config, _ = read_flags(argv, RunConfig, {"workdir": ""})
     got = (config.optim.schedule, config.optim.learning_rate, config.mesh.fsdp, config.model.remat, config.steps)
     assert got == ("linear", 1e-3, 4, "inputs", 7)
     assert {type(value).__name__ for value in got} == {"Schedule", "float", "int", "Remat"}
+    assert (config.optim.optimizer, config.profile.steps) == (Optimizer.MUON, (10, 13))
+    assert config.log.tensorboard is True
 
 
 @pytest.mark.checkout

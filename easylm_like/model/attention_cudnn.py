@@ -21,8 +21,8 @@ from easylm_like.model.config import LlamaConfig
 Places = tuple[jax.Array, jax.Array]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
-OPERANDS = ("query", "key", "value", "bias", "q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets", "page_table_k")
-OPERANDS += ("page_table_v",)
+OPERANDS: tuple[str, ...] = ("query", "key", "value", "bias", "q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets")
+OPERANDS += ("page_table_k", "page_table_v")
 OPTIONS = ("scale", "seed", "dropout_rate", "variadic_args", "mask_type", "layout", "sliding_window_length")
 
 
@@ -162,8 +162,7 @@ def _attend_backward(
     d_out_BTNH: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BTNH, k_BSKH, v_BSKH, records, out_BTNH, stats_BTN = saved
-    B, T, N, _ = q_BTNH.shape
-    stats_slots_NT = jnp.zeros((records.lengths.size, N, T), jnp.float32)
+    stats_slots_NT = jnp.zeros((records.lengths.size, *q_BTNH.shape[2:0:-1]), jnp.float32)
     stats_slots_NT = stats_slots_NT.at[records.slot_BT, :, records.at_BT].set(stats_BTN, mode="drop")
     d_out_BTNH = _zero_padding(d_out_BTNH, records)
     gradients = _call_backward((q_BTNH, k_BSKH, v_BSKH), records, stats_slots_NT, out_BTNH, d_out_BTNH, window)

@@ -1,20 +1,19 @@
 """Attention on TPU: Pallas splash attention, which ships with jax (Apache-2.0), over packed rows."""
 
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-    splash_attention_mask_info,
-)
 
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
 
 Places = tuple[jax.Array, jax.Array]
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
+SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
 LANES = 128  # of a TPU's vector unit: the kernel wants blocks of whole lanes
 LARGEST_BLOCK = 512  # MaxText's default for every block of the kernel
 
@@ -22,10 +21,13 @@ LARGEST_BLOCK = 512  # MaxText's default for every block of the kernel
 def why_not_splash(config: LlamaConfig, device: jax.Device) -> str | None:
     """Return why these devices cannot train `config` with splash attention, or None if they can.
 
-    The row length is not in the config: `attend_splash` wants a multiple of 128 and says so when it is traced.
+    Every head size can (8 to 256 compile). The row length is not in the config: `attend_splash` wants a multiple of
+    128 and says so when it is traced.
     """
     if device.platform != "tpu":
         return f"it runs on TPU, the devices are {getattr(device, 'device_kind', device.platform)}"
+    if find_spec(SPLASH) is None:
+        return f"jax {jax.__version__} does not ship it in {SPLASH}"
     return None
 
 
@@ -48,56 +50,65 @@ def attend_splash(
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     (q_segments, _), (k_segments, _) = places
-    kernel = _kernel(T, window, interpret)
-    # The kernel does not scale. In fp32 and rounded once: H^-0.5 itself, rounded to bfloat16, would change the softmax.
+    kernel = _kernel(T, window, _block(T), interpret)
+    # The kernel does not scale. In fp32: rounded to bfloat16, the factor of a head size such as 48 is 0.13 % off.
     q_BTNH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
-
-    def row(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, q_T: jax.Array, k_S: jax.Array) -> jax.Array:
-        heads_first = (jnp.swapaxes(x, 0, 1) for x in (q_TNH, k_SKH, v_SKH))
-        return jnp.swapaxes(kernel(*heads_first, splash_attention_kernel.SegmentIds(q_T, k_S)), 0, 1)
-
-    return jax.vmap(row)(q_BTNH, k_BSKH, v_BSKH, q_segments, k_segments)
+    q_BNTH, k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return jnp.swapaxes(jax.vmap(kernel)(q_BNTH, k_BKSH, v_BKSH, q_segments, k_segments), 1, 2)
 
 
-@cache
-def _kernel(length: int, window: int | None, interpret: bool) -> splash_attention_kernel.SplashAttentionKernel:
-    """Return the kernel for rows of `length` tokens, with its lists of the blocks that a query block has to visit.
-
-    Cached, because the lists take a second of NumPy at 4096 tokens and every layer asks for them. Built by hand instead
-    of by `make_splash_mha`, which would make arrays of them that belong to the trace in progress.
-    """
+def _block(length: int) -> int:
+    """Return the largest block that divides a row."""
     if length % LANES:
         near = max(LANES, length // LANES * LANES)
         raise UserError(
             f"rows of {length} tokens: splash attention wants a multiple of {LANES}; take {near}, or another "
             "model.attention"
         )
-    block = max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if length % size == 0)
+    return max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if length % size == 0)
+
+
+@cache
+def _kernel(length: int, window: int | None, block: int, interpret: bool) -> Kernel:
+    """Return the kernel for one row: q [N, T, H], k and v [K, T, H], segments [T] of queries and keys -> [N, T, H].
+
+    With it go lists of the blocks that a block of queries has to visit. Cached, because they take a second of NumPy at
+    4096 tokens and every layer asks for them. Put together here and not by `make_splash_mha`, which would turn the
+    lists into arrays of the trace in progress.
+    """
+    # Here, because Pallas is slow to import and of use on TPU only.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import (
+        process_mask,
+        process_mask_dkv,
+    )
+
     shape = (length, length)
     # In a packed row the distance of two tokens of a record is the difference of their places in the row.
-    mask: splash_attention_mask.Mask = splash_attention_mask.CausalMask(shape)
-    if window is not None:
-        mask = splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
-    heads = splash_attention_mask.MultiHeadMask([mask])  # one list serves all heads
-    queries, seen = splash_attention_mask_info.process_mask(heads, (block, block))
-    keys, _ = splash_attention_mask_info.process_mask_dkv(heads, (block, block))
-    return splash_attention_kernel.SplashAttentionKernel(
-        queries,
-        queries,
-        keys,
-        block_sizes=splash_attention_kernel.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
+    mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+    heads = masks.MultiHeadMask([mask])  # one list serves all heads
+    forward, seen = process_mask(heads, (block, block))
+    backward, _ = process_mask_dkv(heads, (block, block))
+    kernel = splash.SplashAttentionKernel(
+        forward,
+        forward,  # the gradient of queries visits the same blocks
+        backward,
+        block_sizes=splash.BlockSizes(block, block, block, block, block, block, block, block),
         is_mqa=False,
         save_residuals=False,
-        mask_value=splash_attention_kernel.DEFAULT_MASK_VALUE,
+        mask_value=splash.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
         residual_checkpoint_name="attention",
         mask_function=seen,
         interpret=interpret,
     )
+
+    def attend_row(
+        q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, q_segments_T: jax.Array, k_segments_S: jax.Array
+    ) -> jax.Array:
+        out_NTH = kernel(q_NTH, k_KSH, v_KSH, splash.SegmentIds(q_segments_T, k_segments_S))
+        assert isinstance(out_NTH, jax.Array)  # and not with its residuals
+        return out_NTH
+
+    return attend_row

@@ -132,7 +132,7 @@ class RunConfig:
     heldout_every: int = 0  # 0: only before the first and after the last step
     checkpoint_every: int = 0  # 0: only after the last step
     keep_checkpoints: int = 2
-    compilation_cache: str = "~/.cache/easylm_like"  # compiled programs of all runs on this machine; empty: none
+    compilation_cache: str = "~/.cache/easylm_like"  # for compiled programs, not on CPUs; empty: none
 
 
 def check_run(config: RunConfig) -> None:

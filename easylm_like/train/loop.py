@@ -4,6 +4,7 @@ WORKDIR/config.json        the resolved config, git revision and versions, writt
         tokenizer/         the tokenizer that trains, to be served with the model
         tokens/            tokenised data sets, with rejects.jsonl and the counts that add up
         train.log          what was printed;  metrics.jsonl: the numbers of it
+        tensorboard/, wandb/, profile/  if asked for, see train/track.py
         checkpoints/STEP/  see train/checkpoint.py
 """
 

@@ -164,7 +164,7 @@ def _orthogonalize(updates: Params, _: Params | None) -> Params:
 
 
 def _newton_schulz(x: jax.Array) -> jax.Array:
-    """Return about U V^T of x = U S V^T (singular values from 0.7 to 1.2), as kellerjordan.github.io/posts/muon does."""
+    """Return about U V^T of x = U S V^T (singular values from 0.7 to 1.2); kellerjordan.github.io/posts/muon."""
     if x.shape[0] > x.shape[1]:
         return _newton_schulz(x.T).T
     x /= jnp.linalg.norm(x) + 1e-7

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 from flax import nnx
 
 from easylm_like.convert.__main__ import convert_to_hf
-from easylm_like.data.tokenizer import Tokenizer, train_sentencepiece
+from easylm_like.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import abstract_model
 from easylm_like.train.checkpoint import save_params, shape_to_json
@@ -88,6 +89,15 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
+def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Return a tokenizer of Qwen2's kind: transformers reads no other in a folder of model_type qwen2."""
+    folder = tmp_path_factory.mktemp("qwen")
+    theirs = transformers.Qwen2Tokenizer(eos_token="<|im_end|>").train_new_from_iterator(TEXTS, 400)
+    theirs.save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
 def new_params() -> Callable[[LlamaConfig, int], dict[str, np.ndarray]]:
     """Return a function that draws weights, norms and biases too, no two alike; the vocabulary is padded with zeros."""
 
@@ -105,14 +115,17 @@ def new_params() -> Callable[[LlamaConfig, int], dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
-def new_run(tokenizer: Tokenizer, new_params: Callable[..., dict[str, np.ndarray]]) -> Callable[..., Path]:
+def new_run(
+    tokenizer: Tokenizer, qwen_tokenizer: Tokenizer, new_params: Callable[..., dict[str, np.ndarray]]
+) -> Callable[..., Path]:
     """Return a function that makes a work directory with a checkpoint of random weights."""
 
     def make(workdir: Path, shape: LlamaConfig, seed: int = 0) -> Path:
-        info = {"shape": shape_to_json(shape), "template": "koala", "tokenizer": tokenizer.digest}
+        own = qwen_tokenizer if shape.qkv_bias else tokenizer
+        info = {"shape": shape_to_json(shape), "template": "koala", "tokenizer": own.digest}
         save_params(workdir / "checkpoints", new_params(shape, seed), info)
         (workdir / "tokenizer").mkdir(exist_ok=True)
-        tokenizer.save(workdir / "tokenizer")
+        own.save(workdir / "tokenizer")
         return workdir
 
     return make

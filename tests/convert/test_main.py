@@ -79,6 +79,7 @@ def test_a_start_is_re_used_and_can_be_converted_on(export: Export, tmp_path: Pa
     assert listing(tmp_path / "start") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", ["qwen3"], indirect=True)
 def test_a_folder_is_trained_on_and_comes_out_as_the_same_family(
     export: Export, tmp_path: Path, capsys: Capture

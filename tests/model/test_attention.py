@@ -50,6 +50,13 @@ def ours(arrays: Arrays, q_places: Arrays, k_segments: np.ndarray, window: int |
     return tuple(np.asarray(array, np.float32) for array in (out, *gradients))
 
 
+def attend_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    """Return torch's attention of [T, heads, H]."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, visible, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
 def torchs(arrays: Arrays, q_places: Arrays, k_segments: np.ndarray, window: int | None) -> Arrays:
     """Return the same from torch in float64, one record at a time; 0 at padding."""
     q, k, v = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in arrays[:3])
@@ -61,12 +68,10 @@ def torchs(arrays: Arrays, q_places: Arrays, k_segments: np.ndarray, window: int
             visible = (back >= 0) & (k_segments[row, own] == segment)
             if window is not None:
                 visible &= back < window
-            parts = (x[row, own].transpose(0, 1)[None] for x in (q, k, v))
-            mask = torch.tensor(visible)
-            scaled = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True)
-            out = out.index_put((torch.tensor(row), torch.tensor(own)), scaled[0].transpose(0, 1))
+            result = attend_all(q[row, own], k[row, own], v[row, own], torch.tensor(visible))
+            out = out.index_put((torch.tensor(row), torch.tensor(own)), result)
     (out * torch.tensor(arrays[3])).sum().backward()
-    return tuple(array.detach().numpy() for array in (out, q.grad, k.grad, v.grad))  # type: ignore[union-attr]
+    return tuple(array.detach().numpy() for array in (out, q.grad, k.grad, v.grad))
 
 
 def assert_close(got: Arrays, wanted: Arrays, real: np.ndarray, atol: float = 2e-5) -> None:
@@ -134,8 +139,8 @@ def test_bfloat16_is_float32_rounded(backend: Attention) -> None:
     got = ours(halves, places, places[0], None, backend)
     wide = tuple(array.astype(np.float32) for array in halves)
     assert_close(got, torchs(wide, places, places[0], None), places[0] > 0, atol=0.05)
-    out = attention(*halves[:3], (places, places), backend=backend)
-    assert out.dtype == jnp.bfloat16
+    shape = jax.eval_shape(partial(attend, backend=backend), *map(jnp.asarray, halves[:3]), (places, places))
+    assert shape.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -189,8 +194,7 @@ def test_empty_slots_of_a_cache_are_not_seen() -> None:
     got = attention(q, k, v, (query, (slots, places)))
     for row in range(2):
         own = slots[row] == 1
-        parts = (torch.tensor(x).transpose(0, 1) for x in (q[row], k[row, own], v[row, own]))
-        wanted = torch.nn.functional.scaled_dot_product_attention(*parts, enable_gqa=True).transpose(0, 1)
+        wanted = attend_all(torch.tensor(q[row]), torch.tensor(k[row, own]), torch.tensor(v[row, own]), None)
         np.testing.assert_allclose(got[row], wanted, atol=1e-5)
 
 

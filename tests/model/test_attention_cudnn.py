@@ -147,8 +147,9 @@ def test_records_beyond_the_most_are_left_out_of_the_bounds() -> None:
 
 
 @pytest.mark.usefixtures("twin_kernels")
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("rows", [ROWS, packed([[], [3], [1] * M])], ids=["full", "with an empty row"])
+@pytest.mark.parametrize(
+    ("rows", "window"), [(ROWS, None), (packed([[], [8], [1] * M]), 3)], ids=["full", "an empty row, window"]
+)
 def test_values_and_gradients_are_those_of_the_definition(rows: Rows, window: int | None) -> None:
     *qkv, weight = drawn()
     real = (rows[0] > 0)[:, :, None, None]
@@ -174,15 +175,19 @@ def test_values_and_gradients_are_those_of_the_definition(rows: Rows, window: in
 def test_a_nan_cotangent_at_padding_stays_there() -> None:
     rows = packed([[5, 4], [3], [24]])
     *qkv, _ = drawn()
-    out, pull = jax.vjp(lambda *qkv: attend_cudnn(*qkv, (rows, rows), window=None, max_segments=M), *qkv)
-    cotangent = np.where((rows[0] > 0)[:, :, None, None], np.ones_like(out), np.nan)
-    assert np.isfinite(out).all()
-    for gradient in pull(cotangent):
-        assert np.isfinite(gradient).all()
+    cotangent = np.where((rows[0] > 0)[:, :, None, None], np.ones_like(qkv[0]), np.nan)
+
+    @jax.jit
+    def pull(*qkv: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        out, back = jax.vjp(lambda *qkv: attend_cudnn(*qkv, (rows, rows), window=None, max_segments=M), *qkv)
+        return out, back(cotangent)
+
+    for result in jax.tree.leaves(pull(*qkv)):
+        assert np.isfinite(result).all()
 
 
 @pytest.mark.usefixtures("twin_kernels")
-@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("most", [1, 4])
 def test_a_row_with_too_many_records_is_nan(most: int) -> None:
     *qkv, _ = drawn()
     got = jax.jit(partial(attend_cudnn, window=None, max_segments=most))(*qkv, (ROWS, ROWS))
@@ -255,4 +260,4 @@ def test_another_jax_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(theirs, "_dot_product_attention_fwd_abstract", lambda query, key: None)
     assert "does not have the private functions" in str(why_not_cudnn(BFLOAT16, H200))
     with pytest.raises(UserError, match="private functions"):
-        attend_cudnn(*map(jnp.asarray, drawn()[:3]), (ROWS, ROWS), window=None, max_segments=M)
+        jax.eval_shape(partial(attend_cudnn, window=None, max_segments=M), *drawn()[:3], (ROWS, ROWS))

@@ -1,4 +1,4 @@
-"""Dropout and forgetful causal masking, from outside: what is dropped, what is hidden from whom, and where it is the same."""
+"""Dropout and forgetful causal masking: what is dropped, what is hidden from whom, the same however it is computed."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from easylm_like.model.llama import Params, abstract_model, init_params, param_s
 from easylm_like.model.partition import MeshConfig, make_mesh
 
 D, T = 16, 24
+PLAIN = Compute()
 SHAPE = LlamaConfig(
     vocab_size=64, d_model=D, d_ff=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, max_length=64, qkv_bias=True
 )
@@ -31,8 +32,8 @@ def run(config: LlamaConfig, params: Params, tokens_BT: jax.Array, noise_B: jax.
     return x_BTD
 
 
-def noisy(dropout: float = 0.0, forget: float = 0.0, **compute: object) -> LlamaConfig:
-    return replace(SHAPE, compute=replace(Compute(dropout=dropout, forget=forget), **compute))
+def noisy(dropout: float = 0.0, forget: float = 0.0, compute: Compute = PLAIN) -> LlamaConfig:
+    return replace(SHAPE, compute=replace(compute, dropout=dropout, forget=forget))
 
 
 def keys(number: int) -> jax.Array:
@@ -55,17 +56,17 @@ def test_no_rate_is_no_noise(params: Params, tokens: np.ndarray) -> None:
     assert not np.array_equal(run(noisy(dropout=0.01), params, tokens, keys(8)), without)
 
 
-# Dropout, in a model whose layers are known: RMSNorm divides by the constant 1e5, of which the scales make 1 (or 0);
+# Dropout, in a model whose layers are known: RMSNorm divides by the constant 1e7, of which the scales make 1 (or 0);
 # every token is embedded as ones, attention adds ATTENTION to every feature, the feed-forward a large number.
 RATE, ATTENTION, LARGE = 0.25, 100.0, 1000.0
 
 
 def plain_layers(n_layers: int, *, feed_forward: bool) -> tuple[LlamaConfig, Params]:
-    config = replace(noisy(dropout=RATE), n_layers=n_layers, norm_eps=1e10)
+    config = replace(noisy(dropout=RATE), n_layers=n_layers, norm_eps=1e14)
     _, shapes, _ = abstract_model(config)
-    values = dict.fromkeys(shapes, 0.0) | {"embed": 1.0, "final_norm": 1e5, "v_bias": 1.0, "o": ATTENTION / 16}
+    values = dict.fromkeys(shapes, 0.0) | {"embed": 1.0, "final_norm": 1e7, "v_bias": 1.0, "o": ATTENTION / 16}
     if feed_forward:
-        values |= {"mlp_norm": 1e5, "gate": 0.1, "up": 0.1, "down": 1.0}
+        values |= {"mlp_norm": 1e7, "gate": 0.01, "up": 0.01, "down": 1.0}
     return config, {name: jnp.full(shapes[name].shape, value, jnp.float32) for name, value in values.items()}
 
 
@@ -109,7 +110,7 @@ def influence(request: pytest.FixtureRequest, params: Params, tokens: np.ndarray
     rows[np.arange(T), np.arange(T)] += 1
     rows %= SHAPE.vocab_size
     noise = jnp.repeat(keys(DRAWS), T + 1)
-    config = noisy(forget=MOST, attention=request.param)
+    config = noisy(0.0, MOST, Compute(attention=request.param))
     x = np.asarray(run(config, params, np.tile(rows, (DRAWS, 1)), noise)).reshape(DRAWS, T + 1, T, D)
     return np.abs(x[:, :T] - x[:, T:]).max(-1) > 1e-7
 
@@ -130,20 +131,21 @@ def test_a_hidden_token_is_hidden_from_all_later_ones_and_still_learns(influence
     assert share.std() > 0.15, "the rate itself is drawn: of one rate, chance alone would make 0.11"
 
 
+CHUNKED = Compute(attention=Attention.CHUNKED)
 COMPUTE = {
-    "unrolled": ({"scan_layers": False}, None),
-    "chunked": ({"attention": Attention.CHUNKED}, None),
-    "fsdp-4-sequence-2": ({}, MeshConfig(fsdp=4, sequence=2)),
-    "chunked, fsdp-4-tensor-2": ({"attention": Attention.CHUNKED}, MeshConfig(fsdp=4, tensor=2)),
+    "unrolled": (Compute(scan_layers=False), None),
+    "chunked": (CHUNKED, None),
+    "fsdp-4-sequence-2": (PLAIN, MeshConfig(fsdp=4, sequence=2)),
+    "chunked, fsdp-4-tensor-2": (CHUNKED, MeshConfig(fsdp=4, tensor=2)),
 }
 
 
 @pytest.mark.parametrize(("compute", "sizes"), COMPUTE.values(), ids=COMPUTE)
 def test_noise_is_the_same_however_it_is_computed(
-    params: Params, tokens: np.ndarray, compute: dict[str, object], sizes: MeshConfig | None
+    params: Params, tokens: np.ndarray, compute: Compute, sizes: MeshConfig | None
 ) -> None:
     wanted = np.asarray(run(noisy(0.2, 0.5), params, tokens, keys(8)))
-    config = noisy(0.2, 0.5, **compute)
+    config = noisy(0.2, 0.5, compute)
     if sizes is None:
         got = run(config, params, tokens, keys(8))
     else:
@@ -151,6 +153,6 @@ def test_noise_is_the_same_however_it_is_computed(
         with jax.set_mesh(mesh):
             got = run(config, jax.device_put(params, param_shardings(config, mesh)), tokens, keys(8))
     real = SEGMENTS > 0
-    np.testing.assert_allclose(np.asarray(got)[:, real], wanted[:, real], atol=2e-6)
+    np.testing.assert_allclose(np.asarray(got)[:, real], wanted[:, real], atol=1e-5)
     plain = np.asarray(run(noisy(), params, tokens))
     assert np.abs(wanted - plain).max() > 0.1

@@ -102,11 +102,12 @@ def test_memory_shrinks_from_policy_to_policy() -> None:
     def bytes_of(remat: Remat) -> int:
         compute = Compute(remat=remat, attention=Attention.CHUNKED)
         step = jax.jit(gradient(replace(config, compute=compute), batch, length))
-        return step.lower(abstract_model(config)[1]).compile().memory_analysis().temp_size_in_bytes
+        memory = step.lower(abstract_model(config)[1]).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     everything, matmuls, attention, inputs = map(bytes_of, (Remat.ALL, Remat.MATMULS, Remat.ATTENTION, Remat.INPUTS))
-    print([x / kept for x in (everything, matmuls, attention, inputs)])
     assert everything > matmuls > attention > inputs
     # Beyond a layer's input: q, k, v, the result of attention with its logsumexps, and of o, gate and up.
-    assert matmuls - inputs == pytest.approx(kept * (3 * 64 + 64 + 4 + 64 + 2 * 192), rel=0.15)
-    assert attention - inputs == pytest.approx(kept * (64 + 4), rel=0.15)
+    assert matmuls - inputs == pytest.approx(kept * (3 * 64 + 64 + 4 + 64 + 2 * 192), rel=0.1)
+    assert attention - inputs == pytest.approx(kept * (64 + 4), rel=0.1)

@@ -9,7 +9,10 @@ from easylm_like.train.config import RunConfig, check_batch, check_run
 
 
 def test_the_tiny_run_is_right(new_config: Callable[[], RunConfig]) -> None:
-    check_run(new_config())
+    config = new_config()
+    check_run(config)
+    config.profile.steps = (8, 9)  # the last step alone
+    check_run(config)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,21 @@ def test_the_tiny_run_is_right(new_config: Callable[[], RunConfig]) -> None:
         ("optim.clip_norm", 0.0, "clip_norm must be above 0"),
         ("optim.learning_rate", -1e-3, "rates not negative"),
         ("optim.beta2", 1.0, "beta1 and beta2 must be at least 0 and below 1, got 0.9, 1.0"),
+        ("optim.z_loss", -1e-4, "config.optim.z_loss must not be negative, got -0.0001"),
+        ("optim.decay_steps", -1, "config.optim.decay_steps must not be negative, got -1"),
+        ("optim.moment_dtype", "bf16", "config.optim.moment_dtype must be one of float32, bfloat16, got 'bf16'$"),
+        ("model.param_dtype", "float64", "config.model.param_dtype must be one of float32, bfloat16, got 'float64'$"),
+        ("model.compute_dtype", "float16", "config.model.compute_dtype must be .*, got 'float16'; .*loss scaled"),
+        ("model.dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
+        ("model.forget", -0.1, "forget must be at least 0 and below 1, got -0.1"),
+        ("log.peak_tflops", -1.0, r"config.log.peak_tflops must be 0 \(unknown\) or more, got -1.0"),
+        ("profile.steps", (10,), r"config.profile.steps must be two whole numbers, as 10,13 is; got \(10,\)"),
+        ("profile.steps", (1, 2, 3), r"must be two whole numbers, .*; got \(1, 2, 3\)"),
+        ("profile.steps", ("",), r"must be two whole numbers, .*; got \('',\)"),
+        ("profile.steps", (1.5, 3), r"must be two whole numbers, .*; got \(1.5, 3\)"),
+        ("profile.steps", (3, 3), "config.profile.steps=3,3 traces .* must rise and lie in the run, from 1 to 9"),
+        ("profile.steps", (0, 3), "must rise and lie in the run, from 1 to 9"),
+        ("profile.steps", (8, 10), "must rise and lie in the run, from 1 to 9"),
         ("steps", 0, "config.steps must be at least 1, got 0"),
         ("batch_size", 0, "config.batch_size must be at least 1, got 0"),
         ("micro_batches", 0, "config.micro_batches must be at least 1, got 0"),

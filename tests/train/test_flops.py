@@ -42,7 +42,8 @@ def test_weights_are_those_of_transformers(kind: str, switches: dict[str, object
     assert count_weights(shape) == reference(shape, kind).num_parameters()
 
 
-def test_a_step_takes_what_torch_counts(rows: int = 2, length: int = 24) -> None:
+def test_a_step_takes_what_torch_counts() -> None:
+    rows, length = 2, 24
     model = reference(WIDE, "LlamaConfig")
     tokens = torch.randint(WIDE.vocab_size, (rows, length))
     with FlopCounterMode(display=False) as counter:

@@ -49,7 +49,7 @@ class Case:
         nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         summed = (weights * (nll + self.terms.z_loss * torch.logsumexp(logits, -1) ** 2)).sum()
         summed.backward()
-        return tuple(a.detach().numpy() for a in (summed, (weights * nll).sum(), x.grad, head.grad))  # type: ignore[union-attr]
+        return tuple(a.detach().numpy() for a in (summed, (weights * nll).sum(), x.grad, head.grad))
 
 
 def drawn(
@@ -188,7 +188,7 @@ def test_a_chunk_is_computed_only_where_there_is_something_to_learn(monkeypatch:
 
     def counted(*args: object) -> tuple[jax.Array, jax.Array, jax.Array]:
         jax.debug.callback(lambda: computed.append(1))
-        return whole(*args)  # type: ignore[arg-type]
+        return whole(*args)
 
     monkeypatch.setattr(loss, "_chunk", counted)
     for tokens, trained in [((4, 16), 0.3), ((4, 17), 1.0)]:

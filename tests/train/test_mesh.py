@@ -1,6 +1,6 @@
 """A run on eight devices, however they are arranged, is the run on one device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from easylm_like.data.loader import Batch
-from easylm_like.model.config import LlamaConfig
+from easylm_like.model.config import Attention, Compute, LlamaConfig
 from easylm_like.model.llama import Params, abstract_model
 from easylm_like.model.partition import MESH_AXES, MeshConfig, make_mesh
 from easylm_like.train.config import OptimConfig
@@ -16,7 +16,7 @@ from easylm_like.train.optim import make_optimizer, make_schedule
 from easylm_like.train.state import TrainState, abstract_state, init_state
 from easylm_like.train.step import to_devices, train_step
 
-STEPS = 5
+STEPS = 3
 OPTIM = OptimConfig(learning_rate=0.01, warmup_steps=2, weight_decay=0.1, eps=1e-4)  # eps: signs of 1e-9 are noise
 
 
@@ -27,7 +27,7 @@ class Run:
 
 
 def run_steps(shape: LlamaConfig, params: Params, batch: Batch, sizes: tuple[int, ...], micro_batches: int = 1) -> Run:
-    """Take five steps, each on the rows in another order, on a mesh of these sizes."""
+    """Take a few steps, each on the rows in another order, on a mesh of these sizes."""
     config = MeshConfig(**dict(zip(MESH_AXES, sizes, strict=True)))
     mesh = make_mesh(config, jax.devices()[: int(np.prod(sizes))])
     schedule = make_schedule(OPTIM, STEPS)
@@ -46,16 +46,17 @@ def run_steps(shape: LlamaConfig, params: Params, batch: Batch, sizes: tuple[int
 
 @pytest.fixture(scope="module")
 def alone(shape: LlamaConfig, params: Params, batch: Batch) -> Run:
-    return run_steps(shape, params, batch, (1, 1, 1, 1))
+    noisy = replace(shape, compute=Compute(dropout=0.1, forget=0.3))
+    return run_steps(noisy, params, batch, (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
-    ("sizes", "micro_batches", "parts"),
+    ("sizes", "micro_batches", "attention", "parts"),
     [
-        ((1, 8, 1, 1), 1, {"q": (2, 2, 4, 4), "down": (2, 24, 2)}),
-        ((1, 4, 1, 2), 2, {"q": (2, 4, 2, 4), "down": (2, 12, 4)}),
-        ((2, 2, 1, 2), 1, {"q": (2, 8, 2, 4), "down": (2, 12, 8)}),
-        ((1, 4, 2, 1), 1, {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
+        ((1, 8, 1, 1), 1, Attention.CHUNKED, {"q": (2, 2, 4, 4), "down": (2, 24, 2)}),
+        ((1, 4, 1, 2), 2, Attention.CHUNKED, {"q": (2, 4, 2, 4), "down": (2, 12, 4)}),
+        ((2, 2, 1, 2), 1, Attention.XLA, {"q": (2, 8, 2, 4), "down": (2, 12, 8)}),
+        ((1, 4, 2, 1), 1, Attention.XLA, {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
     ],
     ids=["fsdp-8", "fsdp-4-tensor-2-micro-2", "replica-2-fsdp-2-tensor-2", "fsdp-4-sequence-2"],
 )
@@ -66,9 +67,12 @@ def test_every_mesh_trains_as_one_device(
     alone: Run,
     sizes: tuple[int, ...],
     micro_batches: int,
+    attention: Attention,
     parts: dict[str, tuple[int, ...]],
 ) -> None:
-    run = run_steps(shape, params, batch, sizes, micro_batches)
+    """With dropout and forgotten tokens, whose masks must not depend on the mesh either."""
+    noisy = replace(shape, compute=Compute(dropout=0.1, forget=0.3, attention=attention))
+    run = run_steps(noisy, params, batch, sizes, micro_batches)
     np.testing.assert_allclose(run.losses, alone.losses, atol=1e-5)
     assert alone.losses[0] - alone.losses[-1] > 0.05, "nothing was learnt"
     for name, weight in alone.state.params.items():

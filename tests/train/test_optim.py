@@ -104,7 +104,7 @@ def test_a_rate_of_zero_changes_nothing(optimizer: Optimizer) -> None:
     config = OptimConfig(optimizer=optimizer, learning_rate=0.0, weight_decay=0.5)
     made = make_optimizer(config, make_schedule(config, 5))
     weights = {"attention_norm": jnp.ones(3), "gate": jnp.ones((1, 2, 3))}
-    updates, _ = made.update(weights, made.init(weights), weights)
+    updates, _ = jax.jit(made.update)(weights, made.init(weights), weights)
     for update in updates.values():
         np.testing.assert_array_equal(update, np.zeros(update.shape))
 
@@ -135,7 +135,7 @@ def layer_by_layer(weights: Params) -> dict[str, np.ndarray]:
 def train(config: OptimConfig, weights: Params, gradients: list[Params]) -> Params:
     optimizer = make_optimizer(config, lambda step: jnp.asarray(RATES)[step])
     step = jax.jit(partial(update_params, optimizer))
-    state = optimizer.init(weights)
+    state = jax.jit(optimizer.init)(weights)
     for gradient in gradients:
         weights, state = step(gradient, state, weights, jax.random.key(0))
     return weights
@@ -232,7 +232,7 @@ def test_adafactor_keeps_rows_and_columns_of_every_matrix() -> None:
     made = make_optimizer(OptimConfig(optimizer=Optimizer.ADAFACTOR), optax.constant_schedule(0.1))
     state = jax.eval_shape(made.init, draw(0))
     matrices = [L * (rows + columns) for rows, columns in MATRICES.values()] + 2 * [16 + D]
-    vectors = [2 * L * D + D, L * N * H, L * H][1:] + [L * D, D]
+    vectors = [L * D, L * N * H, L * H, D]
     assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == sum(matrices) + sum(vectors)
 
 
@@ -245,42 +245,45 @@ def test_other_dtypes_are_refused() -> None:
 
 
 def test_float32_weights_get_the_update_and_no_noise() -> None:
-    plain = optax.sgd(0.1)
+    plain = optax.sgd(0.5)
     weights, gradient = draw(0), draw(1)
     step = jax.jit(partial(update_params, plain))
     got, _ = step(gradient, plain.init(weights), weights, jax.random.key(0))
     for name in weights:
-        np.testing.assert_array_equal(got[name], weights[name] - jnp.float32(0.1) * gradient[name])
+        np.testing.assert_array_equal(got[name], weights[name] - 0.5 * gradient[name])
 
 
 def test_bfloat16_weights_learn_at_a_rate_that_nearest_rounding_loses() -> None:
     """AdamW from 1 towards 0.9 at 1e-4 a step: a twentieth of what nearest rounding would keep."""
     config = OptimConfig(learning_rate=1e-4, schedule=Schedule.CONSTANT)
     optimizer = make_optimizer(config, make_schedule(config, 1000))
-    weights = {"gate": jnp.ones((1, 16, 16), jnp.bfloat16)}
 
     def step(
-        state: tuple[Params, optax.OptState], key: jax.Array, nearest: bool = False
+        nearest: bool, state: tuple[Params, optax.OptState], key: jax.Array
     ) -> tuple[tuple[Params, optax.OptState], None]:
         params, opt_state = state
-        gradient = {"gate": params["gate"].astype(jnp.float32) - 0.9}
-        wide = optax.tree.cast(params, jnp.float32) if nearest else params
-        params, opt_state = update_params(optimizer, gradient, opt_state, wide, key)
-        return (optax.tree.cast(params, jnp.bfloat16), opt_state), None
+        wide = optax.tree.cast(params, jnp.float32)
+        gradient = {"gate": wide["gate"] - 0.9}
+        new, opt_state = update_params(optimizer, gradient, opt_state, wide if nearest else params, key)
+        return (optax.tree.cast(new, params["gate"].dtype), opt_state), None
 
-    keys = jax.random.split(jax.random.key(0), 800)
-    start = (weights, optimizer.init(weights))
-    (ours, _), _ = jax.jit(partial(jax.lax.scan, step))(start, keys)
-    (stalled, _), _ = jax.jit(partial(jax.lax.scan, partial(step, nearest=True)))(start, keys)
-    assert float(ours["gate"].astype(jnp.float32).mean()) == pytest.approx(0.92, abs=0.005)
-    np.testing.assert_array_equal(stalled["gate"], weights["gate"])
+    def end(dtype: str, nearest: bool) -> float:
+        weights = {"gate": jnp.ones((1, 16, 16), dtype)}
+        start, keys = (weights, optimizer.init(weights)), jax.random.split(jax.random.key(0), 800)
+        (weights, _), _ = jax.jit(partial(jax.lax.scan, partial(step, nearest)))(start, keys)
+        return float(weights["gate"].astype(jnp.float32).mean())
+
+    wanted = end("float32", nearest=False)
+    assert wanted < 0.94
+    assert end("bfloat16", nearest=False) == pytest.approx(wanted, abs=0.003)
+    assert end("bfloat16", nearest=True) == 1.0
 
 
 def test_a_restored_state_goes_on_as_the_unbroken_one() -> None:
     optimizer = make_optimizer(OptimConfig(moment_dtype="bfloat16", learning_rate=0.1), optax.constant_schedule(0.1))
     step = jax.jit(partial(update_params, optimizer))
     weights = optax.tree.cast(draw(0), jnp.bfloat16)
-    saved = step(draw(1), optimizer.init(weights), weights, jax.random.key(1))
+    saved = step(draw(1), jax.jit(optimizer.init)(weights), weights, jax.random.key(1))
     restored = jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, saved))
     unbroken, again = (step(draw(2), state, weights, jax.random.key(2)) for weights, state in (saved, restored))
     jax.tree.map(np.testing.assert_array_equal, unbroken, again)

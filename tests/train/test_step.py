@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,23 @@ def step_from(params: Params, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+@partial(jax.jit, static_argnames=("shape", "micro_batches", "z_loss", "seed"))
+def plain_step(shape: LlamaConfig, state: TrainState, batch: Batch, **settings: Any) -> tuple[TrainState, Metrics]:
+    return train_step(state, batch, graphdef=abstract_model(shape)[0], optimizer=PLAIN, **settings)
+
+
 def gradient(
-    shape: LlamaConfig, params: Params, batch: Batch, micro_batches: int = 1
+    shape: LlamaConfig, params: Params, batch: Batch, *, number: int = 0, **settings: Any
 ) -> tuple[dict[str, np.ndarray], Metrics]:
-    step = partial(train_step, graphdef=abstract_model(shape)[0], optimizer=PLAIN)
-    state, metrics = jax.jit(partial(step, micro_batches=micro_batches))(step_from(params, PLAIN), batch)
+    """Return the gradient and the metrics of step `number`."""
+    state = replace(step_from(params, PLAIN), step=jnp.int32(number))
+    state, metrics = plain_step(shape, state, batch, **settings)
     return {name: np.asarray(params[name] - state.params[name]) for name in params}, metrics
+
+
+@pytest.fixture(scope="module")
+def noisy(shape: LlamaConfig) -> LlamaConfig:
+    return replace(shape, compute=Compute(dropout=0.2, forget=0.5))
 
 
 def test_loss_and_gradient_of_packed_rows_are_those_of_transformers_on_each_record_alone(
@@ -92,14 +104,69 @@ def test_updates_are_those_of_torchs_adamw_with_clipping_and_undecayed_norms(
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
-def test_micro_batches_change_nothing(shape: LlamaConfig, params: Params, batch: Batch, micro_batches: int) -> None:
+def test_micro_batches_change_nothing(noisy: LlamaConfig, params: Params, batch: Batch, micro_batches: int) -> None:
+    """Nor do they change what is dropped and forgotten: noise belongs to the row."""
     trained = batch.weights.reshape(-1, micro_batches, 32).sum((0, 2))
     assert trained.max() > 1.2 * trained.min(), "a mean of means would be the mean"
-    whole, wanted = gradient(shape, params, batch)
-    parts, metrics = gradient(shape, params, batch, micro_batches)
+    whole, wanted = gradient(noisy, params, batch)
+    parts, metrics = gradient(noisy, params, batch, micro_batches=micro_batches)
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], atol=1e-6, err_msg=name)
     assert jax.tree.map(float, metrics) == pytest.approx(jax.tree.map(float, wanted), rel=1e-5)
+
+
+def test_noise_is_that_of_the_seed_and_the_step_and_judging_has_none(
+    shape: LlamaConfig, noisy: LlamaConfig, params: Params, batch: Batch
+) -> None:
+    def loss(shape: LlamaConfig, **settings: int) -> float:
+        return float(gradient(shape, params, batch, **settings)[1]["loss"])
+
+    losses = [loss(noisy), loss(noisy, number=1), loss(noisy, number=2), loss(noisy, seed=1), loss(shape)]
+    assert len(set(losses)) == 5
+    assert [loss(noisy), loss(noisy, number=1), loss(noisy, seed=1)] == [losses[0], losses[1], losses[3]]
+    assert loss(shape, number=1) == losses[4]
+    judge = jax.jit(group_loss, static_argnames=("graphdef", "n_groups"))
+    groups = np.zeros_like(batch.segments)
+    nll, weight = judge(params, batch, groups, graphdef=abstract_model(noisy)[0], n_groups=1)
+    assert float(nll[0] / weight[0]) == pytest.approx(losses[4], rel=1e-6)
+
+
+def test_z_loss_moves_the_weights_and_is_not_shown(
+    twin: Twin, shape: LlamaConfig, params: Params, batch: Batch
+) -> None:
+    plain, wanted = gradient(shape, params, batch)
+    got, metrics = gradient(shape, params, batch, z_loss=0.05)
+    assert float(metrics["loss"]) == float(wanted["loss"])
+    model = twin.model(params)
+    seen: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, logits: seen.append(logits[0]))
+    nll = twin.nll(model, batch)
+    weights = torch.cat(  # in the order in which the twin was shown the records
+        [
+            torch.tensor(batch.weights[row, segments == segment])
+            for row, segments in enumerate(batch.segments)
+            for segment in range(1, segments.max() + 1)
+        ]
+    )
+    squares = weights @ torch.logsumexp(torch.cat(seen), -1) ** 2
+    loss = ((torch.tensor(batch.weights) * nll).sum() + 0.05 * squares) / batch.weights.sum()
+    loss.backward()
+    for name, array in twin.names(got).items():
+        np.testing.assert_allclose(array, model.get_parameter(name).grad, atol=5e-6, rtol=1e-4, err_msg=name)
+    assert np.abs(got["head"] - plain["head"]).max() > 0.01
+
+
+def test_rows_beyond_the_vocabulary_are_never_moved(shape: LlamaConfig, params: Params, batch: Batch) -> None:
+    small = replace(shape, vocab_size=300)
+    assert small.padded_vocab == shape.padded_vocab == 384
+    batch = batch._replace(tokens=np.minimum(batch.tokens, 299), targets=np.minimum(batch.targets, 299))
+    other = params | {name: params[name].at[300:].set(50.0) for name in ("embed", "head")}
+    for weights in (params, other):
+        got, metrics = gradient(small, weights, batch)
+        assert not got["head"][300:].any()
+        assert not got["embed"][300:].any()
+        assert got["head"][:300].any(axis=1).all()
+    assert float(metrics["loss"]) == float(gradient(small, params, batch)[1]["loss"])
 
 
 def test_metrics_count_trained_and_real_tokens(shape: LlamaConfig, params: Params, batch: Batch) -> None:
@@ -122,8 +189,7 @@ def test_bfloat16_weights_stay_bfloat16_and_compute_nearly_the_same(
     _, wanted = gradient(shape, params, batch)
     halves = {name: weight.astype(jnp.bfloat16) for name, weight in params.items()}
     small = replace(shape, compute=Compute(dtype="bfloat16"))
-    step = partial(train_step, graphdef=abstract_model(small)[0], optimizer=PLAIN)
-    state, metrics = jax.jit(partial(step, micro_batches=2))(step_from(halves, PLAIN), batch)
+    state, metrics = plain_step(small, step_from(halves, PLAIN), batch, micro_batches=2)
     assert {str(weight.dtype) for weight in state.params.values()} == {"bfloat16"}
     assert metrics["loss"].dtype == jnp.float32
     assert float(metrics["loss"]) == pytest.approx(float(wanted["loss"]), rel=0.01)
