@@ -164,8 +164,8 @@ def easylm_peer(case: Case) -> Contestant:
 def tunix_peer(case: Case) -> Contestant:
     """Tunix's SFT trainer (PeftTrainer, all weights) on its Llama3, read by its own loader.
 
-    Needs `pip install google-tunix`, or its requirements (jax without [tpu]) and a checkout. It computes in the dtype of its weights. Its
-    attention does not pass on the config's rope_theta, so the default of `apply_rope` is set to it.
+    Needs `pip install google-tunix`, or its requirements (jax without [tpu]) and a checkout. It computes in the dtype
+    of its weights. Its attention does not pass on rope_theta, so the default of `apply_rope` is set to the config's.
     """
     sys.path.insert(0, _checkout(case, "tunix"))
     _only_plain_shapes(case, rope_theta=case.shape.rope_theta)

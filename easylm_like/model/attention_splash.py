@@ -26,9 +26,11 @@ def why_not_splash(config: LlamaConfig, device: jax.Device) -> str | None:
     """
     if device.platform != "tpu":
         return f"it runs on TPU, the devices are {getattr(device, 'device_kind', device.platform)}"
-    if find_spec(SPLASH) is None:
-        return f"jax {jax.__version__} does not ship it in {SPLASH}"
-    return None
+    try:
+        ships = find_spec(SPLASH) is not None
+    except ModuleNotFoundError:  # not even the package it lies in
+        ships = False
+    return None if ships else f"jax {jax.__version__} does not ship it in {SPLASH}"
 
 
 def attend_splash(

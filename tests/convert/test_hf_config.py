@@ -197,7 +197,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 @pytest.mark.parametrize(
     ("fields", "window"),
     [
-        ({"use_sliding_window": False, "sliding_window": 99}, None),
+        ({"use_sliding_window": False, "sliding_window": 99, "max_window_layers": 0}, None),
         ({"use_sliding_window": True, "sliding_window": 99, "max_window_layers": 3}, None),
         ({"use_sliding_window": True, "sliding_window": 99, "max_window_layers": 0}, 99),
         ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, None),

@@ -64,6 +64,8 @@ def twin(
     results = [np.full_like(x, np.nan) for x in ((q, k, v) if backward else (q,))]
     if not backward:
         results.append(np.full((lengths.size, N, T), np.nan, np.float32))
+    if backward:
+        assert np.isfinite(backward[2]).all()  # a kernel reads whole tiles, beyond a record's end too
     flat = [x.reshape(-1) for x in (q, k, v)]
     for slot, length in enumerate(lengths.reshape(-1)):
         q_at, k_at = q_offsets.reshape(-1)[slot], k_offsets.reshape(-1)[slot]

@@ -37,7 +37,7 @@ def packed() -> tuple[np.ndarray, np.ndarray]:
     ("window", "forgets"),
     [
         pytest.param(None, False, id="whole", marks=pytest.mark.slow),
-        pytest.param(140, True, id="window, forgotten keys"),
+        pytest.param(50, True, id="window, forgotten keys"),
     ],
 )
 @pytest.mark.usefixtures("small_blocks")
@@ -92,3 +92,9 @@ def test_it_is_for_tpu() -> None:
     assert why_not_splash(config, SimpleNamespace(platform="tpu", device_kind="TPU v5e")) is None
     assert why_not_splash(config, jax.devices()[0]) == "it runs on TPU, the devices are cpu"
     assert why_not_splash(config, SimpleNamespace(platform="cuda")) == "it runs on TPU, the devices are cuda"
+
+
+def test_a_jax_without_it_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_splash, "SPLASH", "jax.experimental.gone.splash_attention")
+    reason = why_not_splash(get_preset("tiny"), SimpleNamespace(platform="tpu"))
+    assert "does not ship it in jax.experimental.gone" in str(reason)

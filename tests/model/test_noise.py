@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from easylm_like.model.config import Attention, Compute, LlamaConfig
-from easylm_like.model.llama import Params, abstract_model, init_params, param_shardings
+from easylm_like.model.llama import Params, abstract_model, param_shardings
 from easylm_like.model.partition import MeshConfig, make_mesh
 
 D, T = 16, 24
@@ -42,7 +42,11 @@ def keys(number: int) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return init_params(SHAPE, jax.random.key(0))
+    random = np.random.default_rng(0)
+    shapes = abstract_model(SHAPE)[1].items()
+    return {
+        name: jnp.asarray(random.normal(name.endswith("norm"), 0.25, like.shape), "float32") for name, like in shapes
+    }
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +60,17 @@ def test_no_rate_is_no_noise(params: Params, tokens: np.ndarray) -> None:
     assert not np.array_equal(run(noisy(dropout=0.01), params, tokens, keys(8)), without)
 
 
-# Dropout, in a model whose layers are known: RMSNorm divides by the constant 1e7, of which the scales make 1 (or 0);
+# Dropout, in a model whose layers are known: RMSNorm divides by the constant 1e9, of which the scales make 1 (or 0);
 # every token is embedded as ones, attention adds ATTENTION to every feature, the feed-forward a large number.
 RATE, ATTENTION, LARGE = 0.25, 100.0, 1000.0
 
 
 def plain_layers(n_layers: int, *, feed_forward: bool) -> tuple[LlamaConfig, Params]:
-    config = replace(noisy(dropout=RATE), n_layers=n_layers, norm_eps=1e14)
+    config = replace(noisy(dropout=RATE), n_layers=n_layers, norm_eps=1e18)
     _, shapes, _ = abstract_model(config)
-    values = dict.fromkeys(shapes, 0.0) | {"embed": 1.0, "final_norm": 1e7, "v_bias": 1.0, "o": ATTENTION / 16}
+    values = dict.fromkeys(shapes, 0.0) | {"embed": 1.0, "final_norm": 1e9, "v_bias": 1.0, "o": ATTENTION / 16}
     if feed_forward:
-        values |= {"mlp_norm": 1e7, "gate": 0.01, "up": 0.01, "down": 1.0}
+        values |= {"mlp_norm": 1e9, "gate": 0.01, "up": 0.01, "down": 10.0}
     return config, {name: jnp.full(shapes[name].shape, value, jnp.float32) for name, value in values.items()}
 
 
@@ -103,16 +107,19 @@ def test_every_layer_row_and_token_is_dropped_apart() -> None:
 MOST, DRAWS = 0.6, 64
 
 
-@pytest.fixture(scope="module", params=[Attention.XLA, Attention.CHUNKED])
-def influence(request: pytest.FixtureRequest, params: Params, tokens: np.ndarray) -> np.ndarray:
+def influences(config: LlamaConfig, params: Params, tokens_T: np.ndarray) -> np.ndarray:
     """Return [draw, S, T]: whether another token at S changes the model's x at T, under the same noise."""
-    rows = np.repeat(tokens[:1], T + 1, axis=0)
+    rows = np.repeat(tokens_T[None], T + 1, axis=0)
     rows[np.arange(T), np.arange(T)] += 1
     rows %= SHAPE.vocab_size
     noise = jnp.repeat(keys(DRAWS), T + 1)
-    config = noisy(0.0, MOST, Compute(attention=request.param))
     x = np.asarray(run(config, params, np.tile(rows, (DRAWS, 1)), noise)).reshape(DRAWS, T + 1, T, D)
     return np.abs(x[:, :T] - x[:, T:]).max(-1) > 1e-7
+
+
+@pytest.fixture(scope="module", params=[Attention.XLA, Attention.CHUNKED])
+def influence(request: pytest.FixtureRequest, params: Params, tokens: np.ndarray) -> np.ndarray:
+    return influences(noisy(0.0, MOST, Compute(attention=request.param)), params, tokens[0])
 
 
 def test_a_hidden_token_is_hidden_from_all_later_ones_and_still_learns(influence: np.ndarray) -> None:
@@ -129,6 +136,21 @@ def test_a_hidden_token_is_hidden_from_all_later_ones_and_still_learns(influence
     share = 1 - some[:, hideable].mean(-1)
     assert share.mean() == pytest.approx(MOST / 2, abs=0.06)
     assert share.std() > 0.15, "the rate itself is drawn: of one rate, chance alone would make 0.11"
+
+
+def test_a_sliding_window_always_holds_a_token_that_is_not_hidden(params: Params, tokens: np.ndarray) -> None:
+    """Else a query would see nothing. In one layer, the query `window - 1` after the token is the last that sees it."""
+    window = 3
+    seen = influences(replace(noisy(0.0, 0.99), sliding_window=window, n_layers=1), one_layer(params), tokens[0])
+    for at in range(T - window):
+        if SEGMENTS[at] and SEGMENTS[at] == SEGMENTS[at + window - 1]:
+            always = POSITIONS[at] % window == 0
+            assert seen[:, at, at + window - 1].all() == always, at
+    assert not any(seen[:, at, at + window].any() for at in range(T - window))
+
+
+def one_layer(params: Params) -> Params:
+    return {name: weight if name in ("embed", "final_norm", "head") else weight[:1] for name, weight in params.items()}
 
 
 CHUNKED = Compute(attention=Attention.CHUNKED)
