@@ -97,7 +97,7 @@ def _config(flags: argparse.Namespace, mesh: Mesh) -> LlamaConfig:
             dtype="bfloat16", remat=flags.remat, scan_layers=not flags.unroll, max_segments=flags.max_segments
         ),
     )
-    attention = choose_attention(flags.attention, config, mesh.devices.flat[0], mesh.shape["sequence"])
+    attention = choose_attention(flags.attention, config, mesh, flags.row_length)
     return replace(config, compute=replace(config.compute, attention=attention))
 
 

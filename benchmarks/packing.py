@@ -157,7 +157,7 @@ def our_epoch(folder: Path, order: np.ndarray) -> Epoch:
     case = load_case(str(folder / "case.pickle"))
     loader = make_loader(read_dataset(folder / "tokens", ""), flags["row_length"], flags["rows"], 0)
     segments = max(len(row) for row in loader.rows)
-    shape = computed(case, jax.local_devices()[0], max_segments=segments)
+    shape = computed(case, max_segments=segments)
     mesh, state, step = start(case, shape)
     # Unshuffled, what is left over of the last batch is filled up with empty rows, not with the next epoch's.
     whole = dataclasses.replace(loader, shuffle=False)

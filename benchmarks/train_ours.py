@@ -50,7 +50,7 @@ def contestant(case: Case) -> Contestant:
     """Return the trainer's own step on the trainer's own state."""
     device = jax.local_devices()[0]
     imported = process_mib()
-    mesh, state, compiled = start(case, computed(case, device, max_segments=1))
+    mesh, state, compiled = start(case, computed(case, max_segments=1))
 
     def step(ids_BT: np.ndarray) -> float:
         nonlocal state
@@ -64,7 +64,7 @@ def contestant(case: Case) -> Contestant:
     return Contestant(step=step, imported_mib=imported, device=device.device_kind, device_mib=peak)
 
 
-def computed(case: Case, device: jax.Device, max_segments: int) -> LlamaConfig:
+def computed(case: Case, max_segments: int) -> LlamaConfig:
     """Return the case's shape with its switches."""
     options = case.options
     compute = Compute(
@@ -75,7 +75,7 @@ def computed(case: Case, device: jax.Device, max_segments: int) -> LlamaConfig:
         max_segments=max_segments,
     )
     shape = dataclasses.replace(case.shape, compute=compute)
-    attention = choose_attention(Attention(options["attention"]), shape, device, 1)
+    attention = choose_attention(Attention(options["attention"]), shape, make_mesh(MeshConfig()), case.length)
     return dataclasses.replace(shape, compute=dataclasses.replace(compute, attention=attention))
 
 

@@ -84,19 +84,20 @@ def make_loader(
     seed: int,
     *,
     shuffle: bool = True,
-    host: int = 0,
-    hosts: int = 1,
+    max_records: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Loader:
-    """Pack `dataset` and return its loader.
+    """Pack `dataset` and return its loader; `share` is this host's number and how many hosts there are.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
     """
+    host, hosts = share
     if batch_size % hosts:
         raise UserError(
             f"batch_size {batch_size} must be a multiple of {hosts} hosts; try {-(-batch_size // hosts) * hosts}"
         )
-    rows = pack_best_fit(dataset.lengths(), row_length)
+    rows = pack_best_fit(dataset.lengths(), row_length, max_records)
     return Loader(dataset, rows, row_length, batch_size, seed, shuffle, host, hosts)
 
 

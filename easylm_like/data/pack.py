@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def pack_best_fit(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]]:
+def pack_best_fit(lengths: Sequence[int] | np.ndarray, row_length: int, max_records: int = 0) -> list[list[int]]:
     """Return rows as lists of record indices; each record goes, longest first, into the fullest row that holds it.
 
     Best-fit decreasing leaves no row that another row's records would fit into as a whole, and fills real dialogue
-    sets above 99 %. The result depends on the lengths alone. O(n log row_length).
+    sets above 99 %. A row takes at most `max_records`, 0: any number. The result depends on the arguments alone.
+    O(n log row_length).
 
     Raises:
         ValueError: a length is not in 1..row_length.
@@ -34,7 +35,8 @@ def pack_best_fit(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[
             if not rows_by_space[space]:
                 del rows_by_space[space], spaces[at]
         rows[row].append(record)
-        if left := space - length:
+        left = space - length
+        if left and len(rows[row]) != max_records:
             if left not in rows_by_space:
                 rows_by_space[left] = []
                 insort(spaces, left)

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from easylm_like.errors import UserError
 from easylm_like.model.attention_chunked import attend_chunked
@@ -61,17 +62,18 @@ def attend(
     return shard(q_BTNH, k_BSKH, v_BSKH, places)
 
 
-def choose_attention(wanted: Attention, config: LlamaConfig, device: jax.Device, sequence: int) -> Attention:
-    """Return the backend that trains `config` on devices like `device`; AUTO is the fastest that can.
+def choose_attention(wanted: Attention, config: LlamaConfig, mesh: Mesh, row_length: int) -> Attention:
+    """Return the backend that trains `config` on rows of that length and the devices of `mesh`; AUTO: the fastest.
 
-    `sequence` is the size of the mesh axis that cuts rows into pieces: with more than one only XLA sees other pieces.
+    Where the mesh axis `sequence` cuts rows into pieces, only XLA sees the other pieces.
 
     Raises:
         UserError: the backend that was asked for cannot; says why and which to take.
     """
+    device, sequence = mesh.devices.flat[0], mesh.shape["sequence"]
     reasons = {
         Attention.CUDNN: why_not_cudnn(config, device),
-        Attention.SPLASH: why_not_splash(config, device),
+        Attention.SPLASH: why_not_splash(device, row_length),
         Attention.CHUNKED: None,
     }
     if sequence > 1:

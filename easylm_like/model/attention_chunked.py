@@ -51,7 +51,7 @@ def attend_chunked(
     # Few cores do best with one row at a time, whose blocks stay in their caches; an accelerator wants it all at once.
     cut = _Cut(64, 1, window) if jax.default_backend() == "cpu" else _Cut(256, B, window)
     (q_segments, positions), (k_segments, _) = places
-    q_segments = jnp.where(q_segments == 0, PADDING, q_segments)
+    q_segments, k_segments = (jnp.where(x == 0, PADDING, x) for x in (q_segments, k_segments))
     blocks = _Blocks(*(_to_blocks(cut, x, PADDING) for x in (q_segments, k_segments, positions)))
     q_PnRKQH = _to_heads(cut, q_BTNH.reshape(B, T, K, N // K, H))
     k_PnRKCH, v_PnRKCH = (_to_heads(cut, x[:, :, :, None]) for x in (k_BSKH, v_BSKH))

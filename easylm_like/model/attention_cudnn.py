@@ -66,6 +66,15 @@ def why_not_cudnn(config: LlamaConfig, device: jax.Device) -> str | None:
     return None
 
 
+def cudnn_scratch(config: LlamaConfig, rows: int, row_length: int) -> int:
+    """Return the bytes that the backward pass takes for `rows` rows on one device, beside what XLA plans.
+
+    cuDNN sums the gradient of q in fp32, for as many tokens as if each of the `max_segments` records that a row may
+    have were as long as the row (cudnn-frontend's source, where the total length is not set).
+    """
+    return 4 * rows * config.compute.max_segments * row_length * config.n_heads * config.head_dim
+
+
 def attend_cudnn(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,

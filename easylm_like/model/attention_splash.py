@@ -7,9 +7,6 @@ from importlib.util import find_spec
 import jax
 import jax.numpy as jnp
 
-from easylm_like.errors import UserError
-from easylm_like.model.config import LlamaConfig
-
 Places = tuple[jax.Array, jax.Array]
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -18,11 +15,10 @@ LANES = 128  # of a TPU's vector unit: the kernel wants blocks of whole lanes
 LARGEST_BLOCK = 512  # MaxText's default for every block of the kernel
 
 
-def why_not_splash(config: LlamaConfig, device: jax.Device) -> str | None:
-    """Return why these devices cannot train `config` with splash attention, or None if they can.
+def why_not_splash(device: jax.Device, row_length: int) -> str | None:
+    """Return why these devices cannot train on such rows with splash attention, or None if they can.
 
-    Every head size can (8 to 256 compile). The row length is not in the config: `attend_splash` wants a multiple of
-    128 and says so when it is traced.
+    Every head size can (8 to 256 compile).
     """
     if device.platform != "tpu":
         return f"it runs on TPU, the devices are {getattr(device, 'device_kind', device.platform)}"
@@ -30,7 +26,10 @@ def why_not_splash(config: LlamaConfig, device: jax.Device) -> str | None:
         ships = find_spec(SPLASH) is not None
     except ModuleNotFoundError:  # not even the package it lies in
         ships = False
-    return None if ships else f"jax {jax.__version__} does not ship it in {SPLASH}"
+    if not ships:
+        return f"jax {jax.__version__} does not ship it in {SPLASH}"
+    near = max(LANES, row_length // LANES * LANES)
+    return f"it wants data.row_length to be a multiple of {LANES}, such as {near}" if row_length % LANES else None
 
 
 def attend_splash(
@@ -46,9 +45,6 @@ def attend_splash(
 
     Output and log-sum-exp carry the checkpoint name "attention". `interpret` runs the kernel's steps in plain JAX, on
     any device and slowly, for tests.
-
-    Raises:
-        UserError: rows are not a multiple of 128 tokens.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     (q_segments, _), (k_segments, _) = places
@@ -60,13 +56,7 @@ def attend_splash(
 
 
 def _block(length: int) -> int:
-    """Return the largest block that divides a row."""
-    if length % LANES:
-        near = max(LANES, length // LANES * LANES)
-        raise UserError(
-            f"rows of {length} tokens: splash attention wants a multiple of {LANES}; take {near}, or another "
-            "model.attention"
-        )
+    """Return the largest block that divides a row of a multiple of 128 tokens."""
     return max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if length % size == 0)
 
 

@@ -38,6 +38,7 @@ class DataConfig:
     tokenizer: str = ""  # folder with tokenizer.json, or a SentencePiece model; empty: model.init_from's
     template: str = "koala"
     row_length: int = 2048
+    max_records: int = 0  # in a row, 0: any number; cuDNN's attention takes memory for each, see docs/training.md
     too_long: TooLong = TooLong.CUT
 
 
@@ -162,6 +163,8 @@ def check_run(config: RunConfig) -> None:
     _check_profile(config.profile.steps, config.steps)
     if config.data.row_length < 2:
         raise UserError(f"config.data.row_length must be at least 2, got {config.data.row_length}")
+    if config.data.max_records < 0:
+        raise UserError(f"config.data.max_records must be 0 (any number) or more, got {config.data.max_records}")
 
 
 def _check_model(model: ModelConfig) -> None:

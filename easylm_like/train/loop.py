@@ -25,6 +25,8 @@ from jax.stages import Compiled
 
 from easylm_like.data.loader import Batch
 from easylm_like.errors import UserError
+from easylm_like.model.attention_cudnn import cudnn_scratch
+from easylm_like.model.config import Attention
 from easylm_like.model.llama import abstract_model
 from easylm_like.train.checkpoint import (
     open_checkpoints,
@@ -75,6 +77,7 @@ def train(config: RunConfig, workdir: Path) -> None:
             if main:
                 log.track(open_trackers(config.log, workdir, run.info, log.history()))
             log.line(_describe(run))
+            log.line(_describe_attention(run))
             state = _first_state(run, manager, done)
             log.line(f"start at step {int(state.step)} of {config.steps}")
             _run_steps(run, state, manager, log, workdir / "profile")
@@ -210,6 +213,18 @@ def _speed(run: Prepared, work: Work, seconds: float) -> dict[str, float]:
         return {"tflops_per_device": strict}
     palm = palm_flops(run.shape, work, run.loader.row_length) * rate
     return {"tflops_per_device": strict, "mfu": strict / peak, "mfu_palm": palm / peak}
+
+
+def _describe_attention(run: Prepared) -> str:
+    compute, line = run.shape.compute, f"attention {run.shape.compute.attention.value}"
+    if compute.attention != Attention.CUDNN:
+        return line
+    devices = run.mesh.shape["replica"] * run.mesh.shape["fsdp"]
+    rows = run.config.batch_size // run.config.micro_batches // devices
+    size = cudnn_scratch(run.shape, rows, run.loader.row_length) / run.mesh.shape["tensor"] / 2**30
+    return (
+        f"{line}, with {size:.1f} GiB for up to {compute.max_segments} records in a row (data.max_records bounds them)"
+    )
 
 
 def _describe(run: Prepared) -> str:

@@ -75,7 +75,7 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
     schedule = make_schedule(config.optim, config.steps)
     tokenizer = load_tokenizer(config.data.tokenizer or Path(config.model.init_from) / "tokenizer")
     start, shape = _starting_point(config, tokenizer)
-    attention = choose_attention(config.model.attention, shape, mesh.devices.flat[0], mesh.shape["sequence"])
+    attention = choose_attention(config.model.attention, shape, mesh, config.data.row_length)
     param_shardings(shape, mesh)  # a weight that does not divide is told before any data is read
     loader = _loader(config, config.data.train, tokenizer, workdir, shuffle=True)
     heldout = None
@@ -159,8 +159,8 @@ def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, *
         config.batch_size,
         config.seed,
         shuffle=shuffle,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        max_records=config.data.max_records,
+        share=(jax.process_index(), jax.process_count()),
     )
 
 

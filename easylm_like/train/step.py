@@ -1,5 +1,6 @@
 """One update, as a pure function of (state, batch), and the loss of one batch without an update."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from easylm_like.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
 Rows = TypeVar("Rows", Batch, np.ndarray)
-NoisyBatch = tuple[Batch, jax.Array]  # and a PRNG key for every row
+NoisyBatch = tuple[Sequence[jax.Array], jax.Array]  # the batch, and a PRNG key for every row
 
 
 def train_step(
@@ -41,7 +42,7 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     noise_key, rounding_key = jax.random.split(key)
     rows = jnp.arange(batch.tokens.shape[0])
-    parts = (jax.tree.map(jnp.asarray, batch), jax.vmap(partial(jax.random.fold_in, noise_key))(rows))
+    parts = (list(map(jnp.asarray, batch)), jax.vmap(partial(jax.random.fold_in, noise_key))(rows))
     trained = jnp.sum(batch.weights)
     share = 1 / jnp.maximum(trained, 1)  # of a token in the loss: known before, so that no gradient is divided after
     loss_sum = jax.value_and_grad(partial(_weighted_loss, graphdef, z_loss, share), has_aux=True)
@@ -72,9 +73,9 @@ def group_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Return fp32 sums of weights * nll and of weights, [n_groups] each; `groups` int32 [B, T] names each group."""
     model = nnx.merge(graphdef, params)
-    x_BTD, _ = model(batch.tokens, (batch.segments, batch.positions))
-    weights_BT = jnp.asarray(batch.weights)
-    nll_BT = token_nll(x_BTD, model.head_VD(), jnp.asarray(batch.targets), weights_BT, model.config.vocab_size)
+    tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT = map(jnp.asarray, batch)
+    x_BTD, _ = model(tokens_BT, (segments_BT, positions_BT))
+    nll_BT = token_nll(x_BTD, model.head_VD(), targets_BT, weights_BT, model.config.vocab_size)
     zeros = jnp.zeros(n_groups, jnp.float32)
     return zeros.at[groups].add(weights_BT * nll_BT), zeros.at[groups].add(weights_BT)
 
@@ -89,13 +90,13 @@ def _weighted_loss(
     graphdef: GraphDef, z_loss: float, share: jax.Array, params: Params, part: NoisyBatch
 ) -> tuple[jax.Array, jax.Array]:
     """Return what this part adds to the loss of the whole batch, to be differentiated, and its sum(weights * nll)."""
-    batch, noise_B = part
+    (tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT), noise_B = part
     model = nnx.merge(graphdef, params)
     compute = model.config.compute
     noisy = compute.dropout or compute.forget
-    x_BTD, _ = model(batch.tokens, (batch.segments, batch.positions), noise_B=noise_B if noisy else None)
+    x_BTD, _ = model(tokens_BT, (segments_BT, positions_BT), noise_B=noise_B if noisy else None)
     terms = LossTerms(vocab_size=model.config.vocab_size, z_loss=z_loss)
-    loss, nll = weighted_loss(x_BTD, model.head_VD(), batch.targets, batch.weights, terms)
+    loss, nll = weighted_loss(x_BTD, model.head_VD(), targets_BT, weights_BT, terms)
     return loss * share, nll
 
 

@@ -35,6 +35,8 @@ def test_by_hand() -> None:
     assert pack_best_fit([4, 6, 2, 5, 3], 10) == [[1, 0], [3, 4, 2]]
     assert pack_best_fit([], 10) == []
     assert pack_best_fit([10, 10], 10) == [[0], [1]]
+    assert pack_best_fit([4, 2, 1, 2], 10, max_records=3) == [[0, 1, 3], [2]]
+    assert pack_best_fit([4, 2, 1, 2], 10, max_records=1) == [[0], [1], [3], [2]]
 
 
 @pytest.mark.parametrize(("lengths", "record"), [([3, 11], 1), ([0], 0), ([5, -1, 99], 1)])
