@@ -51,12 +51,12 @@ def alone(shape: LlamaConfig, params: Params, batch: Batch) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "micro_batches", "attention", "parts"),
+    ("how", "parts"),
     [
-        ((1, 8, 1, 1), 1, Attention.CHUNKED, {"q": (2, 2, 4, 4), "down": (2, 24, 2)}),
-        ((1, 4, 1, 2), 2, Attention.CHUNKED, {"q": (2, 4, 2, 4), "down": (2, 12, 4)}),
-        ((2, 2, 1, 2), 1, Attention.XLA, {"q": (2, 8, 2, 4), "down": (2, 12, 8)}),
-        ((1, 4, 2, 1), 1, Attention.XLA, {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
+        (((1, 8, 1, 1), 1, Attention.CHUNKED), {"q": (2, 2, 4, 4), "down": (2, 24, 2)}),
+        (((1, 4, 1, 2), 2, Attention.CHUNKED), {"q": (2, 4, 2, 4), "down": (2, 12, 4)}),
+        (((2, 2, 1, 2), 1, Attention.XLA), {"q": (2, 8, 2, 4), "down": (2, 12, 8)}),
+        (((1, 4, 2, 1), 1, Attention.XLA), {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
     ],
     ids=["fsdp-8", "fsdp-4-tensor-2-micro-2", "replica-2-fsdp-2-tensor-2", "fsdp-4-sequence-2"],
 )
@@ -65,12 +65,11 @@ def test_every_mesh_trains_as_one_device(
     params: Params,
     batch: Batch,
     alone: Run,
-    sizes: tuple[int, ...],
-    micro_batches: int,
-    attention: Attention,
+    how: tuple[tuple[int, ...], int, Attention],
     parts: dict[str, tuple[int, ...]],
 ) -> None:
     """With dropout and forgotten tokens, whose masks must not depend on the mesh either."""
+    sizes, micro_batches, attention = how
     noisy = replace(shape, compute=Compute(dropout=0.1, forget=0.3, attention=attention))
     run = run_steps(noisy, params, batch, sizes, micro_batches)
     np.testing.assert_allclose(run.losses, alone.losses, atol=1e-5)

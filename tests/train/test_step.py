@@ -130,6 +130,14 @@ def test_noise_is_that_of_the_seed_and_the_step(
     assert loss(shape, 0, 0) == loss(shape, 1, 1)
 
 
+def test_every_row_has_noise_of_its_own(noisy: LlamaConfig, params: Params, batch: Batch) -> None:
+    """Eight times the same row, of which one bears loss."""
+    alike = Batch(*(array[:1].repeat(8, axis=0) for array in batch))
+    only = [alike._replace(weights=alike.weights * (np.arange(8) == row)[:, None]) for row in range(8)]
+    losses = [float(gradient(noisy, params, one)[1]["loss"]) for one in only]
+    assert len({round(loss, 4) for loss in losses}) == 8
+
+
 def test_z_loss_moves_the_weights_and_is_not_shown(
     twin: Twin, shape: LlamaConfig, params: Params, batch: Batch
 ) -> None:
