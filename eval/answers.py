@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+
 from easylm_like.convert.load import LoadedModel
 from easylm_like.data.conversation import Conversation, Message, Quality, Role
 from easylm_like.data.template import RenderError
@@ -33,7 +35,8 @@ def answer(
     texts = [model.template.prompt(chat, model.tokenizer.special, quality) for chat in messages]
     prompts = [ids for ids, _ in model.tokenizer.encode(texts)]
     stops = (model.tokenizer.eos_id,)
-    outputs = generate(model.config, model.params, prompts, max_new=max_new, stop_ids=stops, sampling=sampling)
+    with jax.default_matmul_precision("highest"):
+        outputs = generate(model.config, model.params, prompts, max_new=max_new, stop_ids=stops, sampling=sampling)
     answers = []
     for prompt, output in zip(prompts, outputs, strict=True):
         before = model.tokenizer.decode(prompt.tolist())

@@ -24,7 +24,8 @@ def conversation_loss(model: LoadedModel, data: Path, *, row_length: int, batch_
     mesh = make_mesh(MeshConfig())
     rows = -(-batch_size // mesh.size) * mesh.size
     row_length = min(row_length, model.config.max_length)
-    with tempfile.TemporaryDirectory() as cache, jax.set_mesh(mesh):
+    exact = jax.default_matmul_precision("highest")  # accelerators round the factors of fp32 products otherwise
+    with tempfile.TemporaryDirectory() as cache, jax.set_mesh(mesh), exact:
         dataset = load_or_tokenize(
             str(data), model.template, model.tokenizer, row_length=row_length, too_long=TooLong.CUT, cache=Path(cache)
         )

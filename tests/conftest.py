@@ -13,7 +13,8 @@ import pytest
 # the others far longer than the 40 seconds after which XLA takes them for dead and ends the process.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
+    "--xla_backend_optimization_level=0",  # most of a test's time is compiling: this halves it
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also on a machine with a GPU: the meshes need the eight devices
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing file is an error at once, not a look-up on the hub

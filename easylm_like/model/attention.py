@@ -51,6 +51,7 @@ def attend(
         Attention.CUDNN: partial(attend_cudnn, window=window, max_segments=max_segments),
         Attention.SPLASH: partial(attend_splash, window=window),
     }
+    assert backend in kernels, f"{backend}: choose_attention resolves it first"
     kernel = kernels[backend]
     mesh = jax.sharding.get_abstract_mesh()
     if backend == Attention.XLA or mesh.empty or mesh.size == 1:
@@ -70,19 +71,25 @@ def choose_attention(wanted: Attention, config: LlamaConfig, mesh: Mesh, row_len
     Raises:
         UserError: the backend that was asked for cannot; says why and which to take.
     """
-    device, sequence = mesh.devices.flat[0], mesh.shape["sequence"]
-    reasons = {
-        Attention.CUDNN: why_not_cudnn(config, device),
-        Attention.SPLASH: why_not_splash(device, row_length),
-        Attention.CHUNKED: None,
-    }
-    if sequence > 1:
-        reasons = dict.fromkeys(reasons, f"it cannot look beyond a piece of a row, and mesh.sequence is {sequence}")
+    reasons = why_not(config, mesh, row_length)
     if wanted == Attention.AUTO:
         return next((backend for backend, reason in reasons.items() if reason is None), Attention.XLA)
     if reason := reasons.get(wanted):
         raise UserError(f"model.attention {wanted.value}: {reason}; take auto, which chooses what the devices can")
     return wanted
+
+
+def why_not(config: LlamaConfig, mesh: Mesh, row_length: int) -> dict[Attention, str | None]:
+    """Return the backends, fastest first, each with the reason why it cannot train here, or None."""
+    device, sequence = mesh.devices.flat[0], mesh.shape["sequence"]
+    backends: dict[Attention, str | None] = {
+        Attention.CUDNN: why_not_cudnn(config, device),
+        Attention.SPLASH: why_not_splash(device, row_length),
+        Attention.CHUNKED: None,
+    }
+    if sequence > 1:
+        return dict.fromkeys(backends, f"it cannot look beyond a piece of a row, and mesh.sequence is {sequence}")
+    return backends
 
 
 def _attend_xla(

@@ -6,7 +6,7 @@ from enum import StrEnum
 from easylm_like.errors import UserError
 
 VOCAB_MULTIPLE = (
-    128  # rows of the embedding and the head: whole tiles on every accelerator, and any tensor axis divides
+    128  # rows of the embedding and the head: whole tiles on every accelerator, and any power of two cuts them
 )
 
 
@@ -14,7 +14,7 @@ class Remat(StrEnum):
     """What a layer saves for the backward pass, most first; what is not saved is computed a second time."""
 
     ALL = "all"  # nothing is computed twice
-    MATMULS = "matmuls"  # results of matmuls and of attention: norms, RoPE and SwiGLU are computed twice
+    MATMULS = "matmuls"  # results of matmuls with weights and of attention: norms, RoPE, SwiGLU are computed twice
     ATTENTION = "attention"  # the layer's input and the result of attention
     INPUTS = "inputs"  # the layer's input
 
@@ -45,8 +45,8 @@ class Compute:
 
     `dtype` is that of matmuls and activations. `dropout` is the rate at which the embedding and both residual branches
     are dropped; `forget` the largest rate at which earlier tokens are hidden from all later ones, drawn anew for every
-    row (forgetful causal masking, arXiv 2210.13432; Koala trained with 0.05 and 0.1). Both act only where noise is
-    given. `max_segments` bounds the records in a row; cuDNN has to know it.
+    row (forgetful causal masking, arXiv 2210.13432). Koala trained with dropout 0.05 and forget 0.1. Both act only
+    where noise is given. `max_segments` bounds the records in a row; cuDNN has to know it.
     """
 
     dtype: str = "float32"
@@ -62,7 +62,7 @@ class Compute:
         """Raise UserError for a rate that is none."""
         for name in ("dropout", "forget"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+                raise UserError(f"model.{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

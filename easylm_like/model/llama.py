@@ -197,10 +197,10 @@ def _layer(
     inputs: LayerInput,
 ) -> tuple[jax.Array, KeysValues | None]:
     """One decoder layer in scan's form: (x, its weights, cache, number) -> (x, its new cache)."""
-    weights, cache, number = inputs
+    weights, cache, number = inputs  # the scales of norms are used as they are, the rest in the compute dtype
     w = {name: weight.astype(config.compute.dtype) for name, weight in weights.items()}
     h_BTD = rms_norm(x_BTD, weights["attention_norm"], config.norm_eps)
-    q_BTNH, k_BSKH, v_BSKH = _queries_keys_values(config, w, h_BTD, angles_BTh)
+    q_BTNH, k_BSKH, v_BSKH = _queries_keys_values(config, weights, h_BTD, angles_BTh)
     backend = config.compute.attention
     if cache is not None and used is not None:
         k_BSKH, v_BSKH = cache = _write(cache[0], k_BSKH, used), _write(cache[1], v_BSKH, used)
@@ -225,17 +225,18 @@ def _layer(
 
 
 def _queries_keys_values(
-    config: LlamaConfig, w: Params, h_BTD: jax.Array, angles_BTh: jax.Array
+    config: LlamaConfig, weights: Params, h_BTD: jax.Array, angles_BTh: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return q [B, T, N, H], k and v [B, T, K, H]: projected, with Qwen2's bias and Qwen3's norm, q and k turned."""
+    w = {name: weight.astype(h_BTD.dtype) for name, weight in weights.items()}
     q_BTNH = checkpoint_name(jnp.einsum("BTD,DNH->BTNH", h_BTD, w["q"]), "qkv")
     k_BTKH = checkpoint_name(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["k"]), "qkv")
     v_BTKH = checkpoint_name(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["v"]), "qkv")
     if config.qkv_bias:
         q_BTNH, k_BTKH, v_BTKH = q_BTNH + w["q_bias"], k_BTKH + w["k_bias"], v_BTKH + w["v_bias"]
     if config.qk_norm:
-        q_BTNH = rms_norm(q_BTNH, w["q_norm"], config.norm_eps)
-        k_BTKH = rms_norm(k_BTKH, w["k_norm"], config.norm_eps)
+        q_BTNH = rms_norm(q_BTNH, weights["q_norm"], config.norm_eps)
+        k_BTKH = rms_norm(k_BTKH, weights["k_norm"], config.norm_eps)
     return rotate(q_BTNH, angles_BTh), rotate(k_BTKH, angles_BTh), v_BTKH
 
 

@@ -111,7 +111,16 @@ def shape_to_json(config: LlamaConfig) -> dict[str, object]:
 
 
 def shape_from_json(fields: object) -> LlamaConfig:
-    """Return the LlamaConfig that `shape_to_json` wrote, computed in fp32 as by default."""
-    assert isinstance(fields, dict), fields
+    """Return the LlamaConfig that `shape_to_json` wrote, computed in fp32 as by default.
+
+    Raises:
+        UserError: another version of this library wrote other fields.
+    """
+    known = {field.name for field in dataclasses.fields(LlamaConfig)} - {"compute"}
+    if not isinstance(fields, dict) or fields.keys() != known:
+        raise UserError(
+            f"the checkpoint's shape has other fields than this version of easylm_like ({fields}); go on with the "
+            "version that wrote it, or convert its model again"
+        )
     scaling = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
     return LlamaConfig(**fields | {"rope_scaling": scaling})

@@ -1,5 +1,6 @@
 """Everything a training run can be told; configs/NAME.py fills it in and `--config.x.y=z` overrides it."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -56,7 +57,7 @@ class ModelConfig:
     compute_dtype: str = "float32"
     attention: Attention = Attention.AUTO
     scan_layers: bool = True
-    remat: Remat = Remat.ALL
+    remat: Remat = Remat.MATMULS
     dropout: float = 0.0
     forget: float = 0.0
 
@@ -175,11 +176,17 @@ def _check_model(model: ModelConfig) -> None:
 
 def _check_optim(optim: OptimConfig) -> None:
     _check_dtype("optim.moment_dtype", optim.moment_dtype)
-    for name in ("z_loss", "eps", "decay_steps"):
-        if getattr(optim, name) < 0:
-            raise UserError(f"config.optim.{name} must not be negative, got {getattr(optim, name)}")
-    if optim.clip_norm <= 0 or min(optim.learning_rate, optim.final_learning_rate, optim.weight_decay) < 0:
-        raise UserError(f"config.optim.clip_norm must be above 0 (1e9 never clips) and rates not negative, got {optim}")
+    for name in ("learning_rate", "final_learning_rate", "weight_decay", "z_loss", "decay_steps"):
+        if not 0 <= getattr(optim, name) < math.inf:  # no NaN either
+            raise UserError(f"config.optim.{name} must be a number from 0 on, got {getattr(optim, name)}")
+    for name in ("clip_norm", "eps"):  # 1e9 never clips; a weight without gradient is divided by eps
+        if not 0 < getattr(optim, name) < math.inf:
+            raise UserError(f"config.optim.{name} must be a number above 0, got {getattr(optim, name)}")
+    if optim.final_learning_rate > optim.learning_rate:
+        raise UserError(
+            f"config.optim.final_learning_rate {optim.final_learning_rate} must not be above learning_rate "
+            f"{optim.learning_rate}"
+        )
     if not (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1):
         raise UserError(
             f"config.optim.beta1 and beta2 must be at least 0 and below 1, got {optim.beta1}, {optim.beta2}"

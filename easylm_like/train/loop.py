@@ -25,6 +25,7 @@ from jax.stages import Compiled
 
 from easylm_like.data.loader import Batch
 from easylm_like.errors import UserError
+from easylm_like.model.attention import why_not
 from easylm_like.model.attention_cudnn import cudnn_scratch
 from easylm_like.model.config import Attention
 from easylm_like.model.llama import abstract_model
@@ -39,7 +40,7 @@ from easylm_like.train.config import RunConfig
 from easylm_like.train.feed import prefetch
 from easylm_like.train.flops import Work, palm_flops, peak_tflops, strict_flops, visible_pairs
 from easylm_like.train.heldout import group_names, heldout_losses
-from easylm_like.train.prepare import Prepared, check_continues, prepare, write_workdir
+from easylm_like.train.prepare import Prepared, check_continues, fit_rows, prepare, write_workdir
 from easylm_like.train.runlog import RunLog, Stopwatch, memory, step_line
 from easylm_like.train.state import TrainState, abstract_state, init_state
 from easylm_like.train.step import Metrics, group_loss, to_devices, train_step
@@ -131,7 +132,9 @@ def _run_steps(run: Prepared, state: TrainState, manager: ocp.CheckpointManager,
             if last or (config.heldout_every and done % config.heldout_every == 0):
                 watch.exclude(look(state))
             if checkpoint:
+                began = time.perf_counter()
                 save_checkpoint(manager, state, run.info)
+                watch.exclude(time.perf_counter() - began)
     manager.wait_until_finished()
 
 
@@ -147,7 +150,7 @@ def _compile(run: Prepared, state: TrainState, batch: Batch, log: RunLog) -> Com
     """Compile the step ahead of its first call, so that the time of the steps is theirs alone."""
     step = partial(
         train_step,
-        graphdef=abstract_model(run.shape)[0],
+        graphdef=abstract_model(fit_rows(run.shape, run.loader))[0],
         optimizer=run.optimizer,
         micro_batches=run.config.micro_batches,
         z_loss=run.config.optim.z_loss,
@@ -165,11 +168,14 @@ def _heldout_watch(run: Prepared, log: RunLog) -> Callable[[TrainState], float]:
     loader = run.heldout
     if loader is None:
         return lambda state: 0.0
-    loss = jax.jit(partial(group_loss, graphdef=abstract_model(run.shape)[0], n_groups=len(group_names(loader))))
+    graphdef, _, _ = abstract_model(fit_rows(run.shape, loader))
+    loss = jax.jit(partial(group_loss, graphdef=graphdef, n_groups=len(group_names(loader))))
 
     def look(state: TrainState) -> float:
         began, number = time.perf_counter(), int(state.step)
         losses = heldout_losses(loss, state.params, loader, run.mesh)
+        if bad := [name for name, value in losses.items() if not math.isfinite(value.loss)]:
+            raise UserError(f"step {number}: the held-out loss of {bad[-1]} is {losses[bad[-1]].loss}, not a number")
         log.line(f"step {number:6}  held-out loss  " + "  ".join(f"{n} {v.loss:.3f}" for n, v in losses.items()))
         log.metrics(number, "heldout", {name: value.loss for name, value in losses.items()})
         return time.perf_counter() - began
@@ -216,15 +222,17 @@ def _speed(run: Prepared, work: Work, seconds: float) -> dict[str, float]:
 
 
 def _describe_attention(run: Prepared) -> str:
-    compute, line = run.shape.compute, f"attention {run.shape.compute.attention.value}"
-    if compute.attention != Attention.CUDNN:
-        return line
-    devices = run.mesh.shape["replica"] * run.mesh.shape["fsdp"]
-    rows = run.config.batch_size // run.config.micro_batches // devices
-    size = cudnn_scratch(run.shape, rows, run.loader.row_length) / run.mesh.shape["tensor"] / 2**30
-    return (
-        f"{line}, with {size:.1f} GiB for up to {compute.max_segments} records in a row (data.max_records bounds them)"
-    )
+    """Return which backend it is, why none of the faster ones, and what cuDNN takes that no other memory shows."""
+    shape, mesh = fit_rows(run.shape, run.loader), run.mesh.shape
+    chosen, most = shape.compute.attention, shape.compute.max_segments
+    if chosen == Attention.CUDNN:
+        rows = run.config.batch_size // run.config.micro_batches // (mesh["replica"] * mesh["fsdp"])
+        size = cudnn_scratch(shape, rows, run.loader.row_length) / mesh["tensor"] / 2**30
+        return f"attention cudnn: {size:.1f} GiB for up to {most} records in a row (data.max_records bounds them)"
+    reasons = why_not(shape, run.mesh, run.loader.row_length)
+    faster = list(reasons)[: list(reasons).index(chosen)] if chosen in reasons else list(reasons)
+    told = "".join(f"; not {other.value}: {reasons[other]}" for other in faster if reasons[other])
+    return f"attention {chosen.value}{told}"
 
 
 def _describe(run: Prepared) -> str:

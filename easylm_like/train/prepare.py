@@ -81,9 +81,7 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
     heldout = None
     if config.data.heldout:
         heldout = _loader(config, config.data.heldout, tokenizer, workdir, shuffle=False)
-    segments = max(len(row) for each in (loader, heldout) if each is not None for row in each.rows)
-    compute = dataclasses.replace(shape.compute, attention=attention, max_segments=segments)
-    shape = dataclasses.replace(shape, compute=compute)
+    shape = dataclasses.replace(shape, compute=dataclasses.replace(shape.compute, attention=attention))
     info: RunInfo = {
         "shape": shape_to_json(shape),
         "template": config.data.template,
@@ -95,6 +93,12 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
     }
     optimizer = make_optimizer(config.optim, schedule)
     return Prepared(config, mesh, shape, tokenizer, schedule, optimizer, loader, heldout, start, info)
+
+
+def fit_rows(shape: LlamaConfig, loader: Loader) -> LlamaConfig:
+    """Return `shape` as it computes this loader's rows: cuDNN has to know how many records one may hold."""
+    compute = dataclasses.replace(shape.compute, max_segments=max(map(len, loader.rows)))
+    return dataclasses.replace(shape, compute=compute)
 
 
 def write_workdir(run: Prepared, workdir: Path) -> None:
@@ -156,7 +160,8 @@ def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, *
     return make_loader(
         dataset,
         config.data.row_length,
-        config.batch_size,
+        # Held-out rows have no micro-batches: as many at a time as one has must fit.
+        config.batch_size if shuffle else config.batch_size // config.micro_batches,
         config.seed,
         shuffle=shuffle,
         max_records=config.data.max_records,

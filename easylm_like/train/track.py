@@ -8,7 +8,7 @@ import importlib.util
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -44,7 +44,7 @@ def check_trackers(config: LogConfig) -> None:
 
 
 def open_trackers(
-    config: LogConfig, workdir: Path, run: Mapping[str, object], history: Iterable[Mapping[str, Any]]
+    config: LogConfig, workdir: Path, run: Mapping[str, object], history: Sequence[Mapping[str, Any]]
 ) -> list[Tracker]:
     """Return what `config` asks for; `run` is what config.json holds, `history` are the lines of metrics.jsonl.
 
@@ -55,7 +55,8 @@ def open_trackers(
     if config.tensorboard:
         trackers.append(TensorBoard(workdir / "tensorboard", history))
     if config.wandb_project:
-        trackers.append(WeightsAndBiases(config.wandb_project, workdir, run))
+        # Without a line that is kept this is another run than the one whose id may lie there.
+        trackers.append(WeightsAndBiases(config.wandb_project, workdir, run, goes_on=bool(history)))
     return trackers
 
 
@@ -108,11 +109,11 @@ class WeightsAndBiases:
     Where it sends (WANDB_MODE, WANDB_API_KEY) is wandb's own business.
     """
 
-    def __init__(self, project: str, workdir: Path, run: Mapping[str, object]) -> None:
+    def __init__(self, project: str, workdir: Path, run: Mapping[str, object], *, goes_on: bool) -> None:
         wandb = importlib.import_module("wandb")
         kept = workdir / "wandb" / "run_id"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        known = kept.read_text().strip() if kept.is_file() else None
+        known = kept.read_text().strip() if goes_on and kept.is_file() else None
         try:
             self._run = wandb.init(
                 project=project, dir=workdir, id=known, resume="allow", config=dict(run), allow_val_change=True

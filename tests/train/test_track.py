@@ -98,8 +98,8 @@ def test_weights_and_biases_gets_the_numbers_and_a_resumed_run_stays_the_same_on
     import wandb
 
     workdir = tmp_path / "run"
-    for steps in ((1, 2), (3,)):
-        (tracker,) = open_trackers(LogConfig(wandb_project="koala"), workdir, {"config": {"steps": 3}}, [])
+    for steps, history in (((1, 2), []), ((3,), [{"step": 2, "kind": "train", "time": 0.0, "loss": 0.5}])):
+        (tracker,) = open_trackers(LogConfig(wandb_project="koala"), workdir, {"config": {"steps": 3}}, history)
         for step in steps:
             tracker.scalars(step, 0.0, {"train/loss": 1 / step})
             tracker.scalars(step, 0.0, {"heldout/hh/good": 2 / step})
@@ -136,7 +136,7 @@ def test_who_is_not_logged_in_is_told_so(tmp_path: Path, offline: None, monkeypa
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match=r"config.log.wandb_project=koala: .*; run `wandb login`, or set WANDB_MODE="):
-        WeightsAndBiases("koala", tmp_path, {})
+        WeightsAndBiases("koala", tmp_path, {}, goes_on=False)
 
 
 @pytest.mark.parametrize(
