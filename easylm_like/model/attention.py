@@ -47,7 +47,7 @@ def attend(
     """
     kernels: dict[Attention, Kernel] = {
         Attention.XLA: partial(_attend_xla, window=window),
-        Attention.CHUNKED: partial(attend_chunked, window=window),
+        Attention.CHUNKED: partial(attend_chunked, window=window, max_segments=max_segments),
         Attention.CUDNN: partial(attend_cudnn, window=window, max_segments=max_segments),
         Attention.SPLASH: partial(attend_splash, window=window),
     }

@@ -43,13 +43,22 @@ class _Blocks:
 
 
 def attend_chunked(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, places: tuple[Places, Places], *, window: int | None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    places: tuple[Places, Places],
+    *,
+    window: int | None,
+    max_segments: int = 0,
 ) -> jax.Array:
     """Return what `attention.attend` returns, for packed rows."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     # Few cores do best with one row at a time, whose blocks stay in their caches; an accelerator wants it all at once.
-    cut = _Cut(64, 1, window) if jax.default_backend() == "cpu" else _Cut(256, B, window)
+    # Small blocks waste least on short records, large ones make better matmuls (benchmarks/attention.py).
+    long = 0 < 512 * max_segments <= T
+    cpu = jax.default_backend() == "cpu"
+    cut = _Cut(256 if long or not cpu else 64, 1 if cpu else B, window)
     (q_segments, positions), (k_segments, _) = places
     q_segments, k_segments = (jnp.where(x == 0, PADDING, x) for x in (q_segments, k_segments))
     blocks = _Blocks(*(_to_blocks(cut, x, PADDING) for x in (q_segments, k_segments, positions)))

@@ -1,5 +1,6 @@
 """Loss on held-out conversations, per token, by source and marker: "hh/bad" is HH's answers that are marked bad."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 
 from easylm_like.data.conversation import Quality
 from easylm_like.data.loader import Batch, Loader
+from easylm_like.errors import UserError
 from easylm_like.model.llama import Params
 from easylm_like.train.step import to_devices
 
@@ -30,7 +32,11 @@ def group_names(loader: Loader) -> list[str]:
 
 
 def heldout_losses(group_loss: GroupLoss, params: Params, loader: Loader, mesh: Mesh) -> dict[str, Loss]:
-    """Return the loss of every group that has tokens, and "all"; `group_loss` is step.group_loss, compiled."""
+    """Return the loss of every group that has tokens, and "all"; `group_loss` is step.group_loss, compiled.
+
+    Raises:
+        UserError: a loss is not a number.
+    """
     names = group_names(loader)
     nll, tokens = np.zeros(len(names)), np.zeros(len(names))
     for step in range(loader.steps_per_epoch):
@@ -38,6 +44,8 @@ def heldout_losses(group_loss: GroupLoss, params: Params, loader: Loader, mesh: 
         step_nll, step_tokens = group_loss(params, batch, groups)
         nll += np.asarray(step_nll, np.float64)
         tokens += np.asarray(step_tokens, np.float64)
+    if wrong := [name for name, total in zip(names, nll, strict=True) if not math.isfinite(total)]:
+        raise UserError(f"the held-out loss of {', '.join(wrong)} is not a number: the weights are broken")
     losses = {name: Loss(float(n / t), int(t)) for name, n, t in zip(names, nll, tokens, strict=True) if t}
     return {"all": Loss(float(nll.sum() / max(tokens.sum(), 1)), int(tokens.sum()))} | losses
 

@@ -129,3 +129,10 @@ def test_a_shape_survives_json(name: str) -> None:
     again = shape_from_json(json.loads(json.dumps(shape_to_json(shape))))
     assert again == PRESETS[name], "how it was computed is not part of a shape"
     assert hash(again) == hash(PRESETS[name])
+
+
+def test_a_shape_of_another_version_is_refused() -> None:
+    fields = shape_to_json(PRESETS["llama_7b"])
+    for other in (fields | {"scan_layers": True}, {k: v for k, v in fields.items() if k != "qk_norm"}, None):
+        with pytest.raises(UserError, match="other fields than this version of easylm_like"):
+            shape_from_json(other)

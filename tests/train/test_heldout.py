@@ -15,6 +15,7 @@ from easylm_like.data.dataset import TooLong, load_or_tokenize
 from easylm_like.data.loader import Batch, Loader, make_loader
 from easylm_like.data.template import KOALA
 from easylm_like.data.tokenizer import load_tokenizer
+from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params, abstract_model
 from easylm_like.model.partition import MeshConfig, make_mesh
@@ -23,7 +24,7 @@ from easylm_like.train.step import group_loss
 
 from .conftest import Twin, conversation
 
-Measure = Callable[[range, int], dict[str, Loss]]
+Measure = Callable[..., dict[str, Loss]]
 
 
 @pytest.fixture
@@ -39,11 +40,11 @@ def measure(data: Path, tmp_path: Path, shape: LlamaConfig, params: Params) -> M
         )
         return make_loader(dataset, 64, rows, seed=0, shuffle=False)
 
-    def losses(numbers: range, rows: int) -> dict[str, Loss]:
+    def losses(numbers: range, rows: int, weights: Params = params) -> dict[str, Loss]:
         loader, mesh = load(numbers, rows), make_mesh(MeshConfig())
         loss = jax.jit(partial(group_loss, graphdef=abstract_model(shape)[0], n_groups=len(group_names(loader))))
         with jax.set_mesh(mesh):
-            return heldout_losses(loss, params, loader, mesh)
+            return heldout_losses(loss, weights, loader, mesh)
 
     return losses
 
@@ -95,3 +96,9 @@ def test_a_batch_that_is_not_full_counts_every_row_once(
 
 def test_a_group_without_tokens_is_left_out(measure: Measure) -> None:
     assert set(measure(range(61, 62), 8)) == {"all", "bob/good"}
+
+
+def test_a_loss_that_is_no_number_is_an_error_that_names_its_groups(measure: Measure, params: Params) -> None:
+    broken = params | {"final_norm": params["final_norm"] * float("nan")}
+    with pytest.raises(UserError, match="held-out loss of ann/good, ann/bad, bob/good, bob/bad is not a number"):
+        measure(range(60, 76), 8, broken)
