@@ -18,8 +18,8 @@ from easylm_like.model.partition import partition_spec
 Residuals = tuple[jax.Array, jax.Array]  # gradients of x and of the head
 
 # Tokens whose logits exist at a time, as two fp32 arrays [C, V]. Every chunk reads and writes the head's fp32 gradient
-# once, which at 8B is a third of the time with 512 tokens and a tenth with 2048; a CPU has not the memory to spare.
-CHUNK = 512
+# once, which at 8B would take half as long as the matmuls with 256 tokens; a CPU has not the memory to spare.
+CHUNK = 256
 CHUNK_ON_ACCELERATOR = 2048
 
 
