@@ -164,7 +164,7 @@ def our_epoch(folder: Path, order: np.ndarray) -> Epoch:
     with jax.set_mesh(mesh):
         for number in range(loader.steps_per_epoch):
             began = time.perf_counter()
-            batch = to_devices(mesh, whole.batch(number))
+            batch = to_devices(mesh, whole.batch(number), whole.batch_size)
             state, metrics = step(state, batch)
             loss = float(metrics["loss"]) * float(metrics["trained_tokens"])
             yield time.perf_counter() - began, loss, batch.tokens.size

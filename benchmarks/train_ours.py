@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks.train_case import BETA1, BETA2, CLIP_NORM, EPS, MIB, Case, Contestant, load_case, process_mib, run
-from easylm_like.convert.keys import to_theirs
 from easylm_like.data.loader import Batch
+from easylm_like.hf.keys import to_theirs
 from easylm_like.model.attention import choose_attention
 from easylm_like.model.config import Attention, Compute, LlamaConfig, Remat
 from easylm_like.model.llama import abstract_model, init_params
@@ -55,7 +55,7 @@ def contestant(case: Case) -> Contestant:
     def step(ids_BT: np.ndarray) -> float:
         nonlocal state
         with jax.set_mesh(mesh):
-            state, metrics = compiled(state, to_devices(mesh, batch_of(ids_BT)))
+            state, metrics = compiled(state, to_devices(mesh, batch_of(ids_BT), len(ids_BT)))
         return float(metrics["loss"])
 
     if device.platform == "cpu":

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from absl import flags
@@ -16,13 +17,19 @@ Config = TypeVar("Config")
 MISTAKES = (SyntaxError, NameError, ImportError, LookupError, AttributeError, TypeError, ValueError)
 
 
-def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
+def read_flags(
+    argv: Sequence[str],
+    kind: type[Config],
+    others: Mapping[str, str],
+    optional: Mapping[str, tuple[str | bool, str]] = MappingProxyType({}),
+) -> tuple[Config, dict[str, str]]:
     """Return the config that FILE.py's get_config(variant) made, overrides applied, and the values of the other flags.
 
     Args:
         argv: the arguments after the program's name.
         kind: what get_config must return.
         others: required string flags beside --config, with their help.
+        optional: more flags, each with its default and its help; a switch (default False) is "True" or "False".
 
     Raises:
         UserError: a flag, a field or a value is wrong; for a mistake in the file it names file and line.
@@ -33,6 +40,11 @@ def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str
     )
     for name, text in others.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
+    for name, (default, text) in optional.items():
+        if isinstance(default, bool):
+            flags.DEFINE_boolean(name, default, text, flag_values=values)
+        else:
+            flags.DEFINE_string(name, default, text, flag_values=values)
     usage = "expected --config=FILE.py[:variant] " + " ".join(f"--{name}=..." for name in others)
     path = _config_path(argv)
     if path is not None and not Path(path).is_file():
@@ -49,7 +61,7 @@ def read_flags(argv: Sequence[str], kind: type[Config], others: Mapping[str, str
         raise UserError(f"--{missing[0]} is missing; {usage}")
     if not isinstance(values.config, kind):
         raise UserError(f"{path}: get_config must return a {kind.__name__}, got {type(values.config).__name__}")
-    return values.config, {name: str(values[name].value) for name in others}
+    return values.config, {name: str(values[name].value) for name in (*others, *optional)}
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

@@ -8,7 +8,8 @@ import jax
 from easylm_like.convert.load import LoadedModel
 from easylm_like.data.conversation import Conversation, Message, Quality, Role
 from easylm_like.data.template import RenderError
-from easylm_like.model.generate import Sampling, generate
+from easylm_like.model.generate import Sampling
+from easylm_like.train.samples import answer_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +33,9 @@ def answer(
     Raises:
         UserError: a prompt does not fit the model with `max_new` more tokens, or the template cannot hold it.
     """
-    texts = [model.template.prompt(chat, model.tokenizer.special, quality) for chat in messages]
-    prompts = [ids for ids, _ in model.tokenizer.encode(texts)]
-    stops = (model.tokenizer.eos_id,)
+    weights, spoken = (model.config, model.params), (model.template, model.tokenizer)
     with jax.default_matmul_precision("highest"):
-        outputs = generate(model.config, model.params, prompts, max_new=max_new, stop_ids=stops, sampling=sampling)
-    answers = []
-    for prompt, output in zip(prompts, outputs, strict=True):
-        before = model.tokenizer.decode(prompt.tolist())
-        text = model.tokenizer.decode([*prompt.tolist(), *output.tolist()])[len(before) :]
-        answers.append(model.template.read_answer(text, model.tokenizer.special))
-    return answers
+        return answer_texts(weights, spoken, messages, quality, max_new=max_new, sampling=sampling)
 
 
 def answer_conversations(

@@ -18,7 +18,15 @@ from packaging.utils import canonicalize_name
 pytestmark = pytest.mark.checkout
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = {"data": 0, "model": 0, "train": 1, "convert": 2, "serve": 2, "launch": 2}  # easylm_like's own modules: -1
+LEVELS = {
+    "data": 0,
+    "model": 0,
+    "hf": 1,
+    "train": 2,
+    "convert": 3,
+    "serve": 3,
+    "launch": 3,
+}  # easylm_like's own modules: -1
 TOP = {"data_prep", "eval"}  # beside the library here, inside it in a wheel
 SHIPPED = {"easylm_like", *TOP}
 NEVER_SHIPPED = {"benchmarks", "configs", "tests"}

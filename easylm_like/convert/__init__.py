@@ -1,1 +1,1 @@
-"""Level 2: weights out of and into other people's formats, with the proof that they are the same."""
+"""Level 3: weights out of and into other people's formats, with the proof that they are the same."""

@@ -38,10 +38,10 @@ def main(argv: list[str]) -> None:
 def convert_to_hf(run: Path, out: Path, step: int | None, dtype: str) -> None:
     """Write the checkpoint of `step` (default: the latest) as a Hugging Face folder and prove it."""
     from easylm_like.atomic import atomic_folder
-    from easylm_like.convert.hf import ORIGIN_FILE, read_json, write_folder
     from easylm_like.convert.verify import probe_prompts, verify_logits, verify_tokenizer
     from easylm_like.data.template import get_template
     from easylm_like.data.tokenizer import load_tokenizer
+    from easylm_like.hf.folder import ORIGIN_FILE, read_json, write_folder
     from easylm_like.train.checkpoint import load_params, read_run_info, saved_digest, shape_from_json
 
     step, info = read_run_info(run / "checkpoints", step)
@@ -67,11 +67,11 @@ def convert_to_hf(run: Path, out: Path, step: int | None, dtype: str) -> None:
 def convert_from_hf(model: Path, out: Path, template: str) -> None:
     """Write a Hugging Face folder as checkpoint 0 of the work directory `out` and prove it."""
     from easylm_like.atomic import atomic_folder
-    from easylm_like.convert.hf import read_params, read_shape
     from easylm_like.convert.load import model_digest
     from easylm_like.convert.verify import probe_prompts, verify_logits
     from easylm_like.data.template import get_template
     from easylm_like.data.tokenizer import load_tokenizer
+    from easylm_like.hf.folder import read_params, read_shape
     from easylm_like.train.checkpoint import load_params, read_run_info, save_params, shape_to_json
 
     shape, tokenizer = read_shape(model), load_tokenizer(model)

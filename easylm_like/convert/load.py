@@ -6,10 +6,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from easylm_like.convert.hf import ORIGIN_FILE, read_json, read_params, read_shape
 from easylm_like.data.template import Template, get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
+from easylm_like.hf.folder import ORIGIN_FILE, read_json, read_params, read_shape
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params
 from easylm_like.train.checkpoint import load_params, read_run_info, saved_digest, shape_from_json

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from easylm_like.convert.hf import read_json, read_weights
 from easylm_like.convert.reference import reference_logits
 from easylm_like.data.conversation import Message, Quality, Role
 from easylm_like.data.template import Template
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
+from easylm_like.hf.folder import read_json, read_weights
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import GraphDef, Params, abstract_model
 

@@ -5,14 +5,13 @@ its own rows of the global batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from easylm_like.data.dataset import TokenDataset
 from easylm_like.data.pack import pack_best_fit
-from easylm_like.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -27,16 +26,18 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Packed rows of a data set, in an order that the seed fixes. `shuffle` False walks once through them in order."""
+    """Packed rows of a data set, in an order that the seed fixes. `shuffle` False walks once through them in order.
+
+    `part` says which rows of each global batch are made here: those that this host's devices hold.
+    """
 
     dataset: TokenDataset
     rows: list[list[int]]
     row_length: int
     batch_size: int  # rows in a global batch
     seed: int
-    shuffle: bool = True
-    host: int = 0
-    hosts: int = 1
+    shuffle: bool
+    part: range
 
     @property
     def steps_per_epoch(self) -> int:
@@ -44,10 +45,8 @@ class Loader:
         return -(-len(self.rows) // self.batch_size)
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Return int64 [rows of this host]: which rows step `step` takes; -1 is an empty row."""
-        wanted = step * self.batch_size + np.arange(self.batch_size)
-        share = self.batch_size // self.hosts
-        wanted = wanted[self.host * share : (self.host + 1) * share]
+        """Return int64 [rows of `part`]: which rows step `step` takes; -1 is an empty row."""
+        wanted = step * self.batch_size + np.asarray(self.part, np.int64)
         if not self.shuffle:
             return np.where(wanted < len(self.rows), wanted, -1)
         epochs = wanted // len(self.rows)
@@ -55,7 +54,7 @@ class Loader:
         return np.array([orders[int(e)][w % len(self.rows)] for e, w in zip(epochs, wanted, strict=True)])
 
     def places(self, step: int) -> Iterator[tuple[int, slice, int, int]]:
-        """Yield (row of this host, where in it, segment, record) for every record in the batch of `step`."""
+        """Yield (row of `part`, where in it, segment, record) for every record in the batch of `step`."""
         for b, row in enumerate(self.row_numbers(step)):
             start = 0
             for segment, record in enumerate(self.rows[row] if row >= 0 else [], start=1):
@@ -63,9 +62,13 @@ class Loader:
                 yield b, slice(start, stop), segment, record
                 start = stop
 
+    def whole(self) -> "Loader":
+        """Return the loader of all rows of the global batch."""
+        return replace(self, part=range(self.batch_size))
+
     def batch(self, step: int) -> Batch:
-        """Return this host's rows of the global batch of `step`."""
-        batch = empty_batch(self.batch_size // self.hosts, self.row_length)
+        """Return the rows of `part` of the global batch of `step`."""
+        batch = empty_batch(len(self.part), self.row_length)
         for b, where, segment, record in self.places(step):
             span = slice(self.dataset.offsets[record], self.dataset.offsets[record + 1])
             ids, weights = self.dataset.ids[span], self.dataset.weights[span]
@@ -85,20 +88,11 @@ def make_loader(
     *,
     shuffle: bool = True,
     max_records: int = 0,
-    share: tuple[int, int] = (0, 1),
+    part: range | None = None,
 ) -> Loader:
-    """Pack `dataset` and return its loader; `share` is this host's number and how many hosts there are.
-
-    Raises:
-        UserError: the hosts cannot share the batch evenly.
-    """
-    host, hosts = share
-    if batch_size % hosts:
-        raise UserError(
-            f"batch_size {batch_size} must be a multiple of {hosts} hosts; try {-(-batch_size // hosts) * hosts}"
-        )
+    """Pack `dataset` and return its loader; `part` are the rows of a global batch that this host makes, or all."""
     rows = pack_best_fit(dataset.lengths(), row_length, max_records)
-    return Loader(dataset, rows, row_length, batch_size, seed, shuffle, host, hosts)
+    return Loader(dataset, rows, row_length, batch_size, seed, shuffle, range(batch_size) if part is None else part)
 
 
 def empty_batch(rows: int, row_length: int) -> Batch:

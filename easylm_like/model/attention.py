@@ -43,7 +43,8 @@ def attend(
 
     All backends but XLA want what the loader makes: T = S, the records of a row one after the other, positions that
     count up within each; keys differ from queries in forgotten segments only. What they return at padding (segment 0)
-    is finite and means nothing.
+    is finite and means nothing. On a mesh every device computes its rows, heads and piece of the length; chunked then
+    gathers the keys and values of the whole rows.
     """
     kernels: dict[Attention, Kernel] = {
         Attention.XLA: partial(_attend_xla, window=window),
@@ -56,17 +57,24 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     if backend == Attention.XLA or mesh.empty or mesh.size == 1:
         return kernel(q_BTNH, k_BSKH, v_BSKH, places)
-    heads = partition_spec(("batch", "length", "heads", "head"))
-    rows = ((partition_spec(("batch", "length")),) * 2,) * 2
+    queries, keys = (partition_spec(("batch", length, "heads", "head")) for length in ("length", "hidden"))
+    rows = tuple((partition_spec(("batch", length)),) * 2 for length in ("length", "hidden"))
+
+    def piece(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, places: tuple[Places, Places]) -> jax.Array:
+        if mesh.shape.get("sequence", 1) == 1:
+            return kernel(q_BTNH, k_BSKH, v_BSKH, places)
+        start = jax.lax.axis_index("sequence") * q_BTNH.shape[1]
+        return attend_chunked(q_BTNH, k_BSKH, v_BSKH, places, window=window, max_segments=max_segments, start=start)
+
     # A kernel is opaque to the partitioner; rows and heads are independent, so every device runs it on its own.
-    shard = jax.shard_map(kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    shard = jax.shard_map(piece, in_specs=(queries, keys, keys, rows), out_specs=queries, check_vma=False)
     return shard(q_BTNH, k_BSKH, v_BSKH, places)
 
 
 def choose_attention(wanted: Attention, config: LlamaConfig, mesh: Mesh, row_length: int) -> Attention:
     """Return the backend that trains `config` on rows of that length and the devices of `mesh`; AUTO: the fastest.
 
-    Where the mesh axis `sequence` cuts rows into pieces, only XLA sees the other pieces.
+    Where the mesh axis `sequence` cuts rows into pieces, chunked and XLA see the other pieces.
 
     Raises:
         UserError: the backend that was asked for cannot; says why and which to take.
@@ -88,7 +96,8 @@ def why_not(config: LlamaConfig, mesh: Mesh, row_length: int) -> dict[Attention,
         Attention.CHUNKED: None,
     }
     if sequence > 1:
-        return dict.fromkeys(backends, f"it cannot look beyond a piece of a row, and mesh.sequence is {sequence}")
+        reason = f"it cannot look beyond a piece of a row, and mesh.sequence is {sequence}"
+        backends |= {Attention.CUDNN: reason, Attention.SPLASH: reason}
     return backends
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Cache, GraphDef, Params, abstract_model, empty_cache
+from easylm_like.model.partition import constrain
 
 ROWS = 32  # prompts that are decoded at a time
 
@@ -69,11 +70,10 @@ def generate(
     for at in range(0, len(order), size):
         rows = order[at : at + size]
         seeds = np.array(rows + [0] * (size - len(rows)), np.uint32)
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(seeds)
         decoded = _decode(
             params,
             _pad([prompts[i] for i in rows], size),
-            keys,
+            (np.uint32(seed), seeds),
             graphdef=graphdef,
             max_new=max_new,
             stop_ids=stop_ids,
@@ -88,17 +88,21 @@ def generate(
 @partial(jax.jit, static_argnames=("graphdef", "max_new", "stop_ids", "sampling"))
 def _decode(
     params: Params,
-    prompts: tuple[jax.Array, jax.Array],
-    keys_B: jax.Array,
+    prompts: tuple[np.ndarray, np.ndarray],
+    seeds: tuple[np.uint32, np.ndarray],
     *,
     graphdef: GraphDef,
     max_new: int,
     stop_ids: tuple[int, ...],
     sampling: Sampling,
 ) -> jax.Array:
-    """Return int32 [B, max_new]; what follows a stop id in a row means nothing. `prompts`: tokens, segments."""
+    """Return int32 [B, max_new], whole on every device; what follows a stop id in a row means nothing.
+
+    `prompts`: tokens, segments; `seeds`: the seed and each row's own.
+    """
     model = nnx.merge(graphdef, params)
-    tokens_BT, segments_BT = prompts
+    tokens_BT, segments_BT = map(jnp.asarray, prompts)
+    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seeds[0])))(jnp.asarray(seeds[1]))
     B, T = tokens_BT.shape
     lengths_B = jnp.sum(segments_BT, axis=1)
     positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
@@ -124,7 +128,7 @@ def _decode(
 
     empty_rows_B = lengths_B == 0
     start = (jnp.int32(0), x_B1D, jnp.zeros((B, max_new), jnp.int32), empty_rows_B, cache)
-    return jax.lax.while_loop(more, advance, start)[2]
+    return constrain(jax.lax.while_loop(more, advance, start)[2], "hidden", "hidden")
 
 
 def sample(sampling: Sampling, logits_V: jax.Array, key: jax.Array) -> jax.Array:
@@ -146,14 +150,14 @@ def sample(sampling: Sampling, logits_V: jax.Array, key: jax.Array) -> jax.Array
     return jax.random.categorical(key, logits_V).astype(jnp.int32)
 
 
-def _pad(prompts: Sequence[np.ndarray], rows: int) -> tuple[jax.Array, jax.Array]:
+def _pad(prompts: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (tokens, segments), int32 [rows, T], T the next power of two, so that few shapes are ever compiled."""
     length = max(16, _power_of_two(max(map(len, prompts))))
     tokens, segments = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
         segments[row, : len(prompt)] = 1
-    return jnp.asarray(tokens), jnp.asarray(segments)
+    return tokens, segments
 
 
 def _power_of_two(number: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from easylm_like.errors import UserError
 
@@ -62,6 +62,21 @@ def partition_spec(axes: Sequence[str]) -> PartitionSpec:
     return PartitionSpec(*(RULES[axis] for axis in axes))
 
 
+def batch_part(mesh: Mesh, batch_size: int) -> range:
+    """Return the rows of a global batch that the devices of this host hold; hosts that share rows get the same.
+
+    Raises:
+        UserError: they are not one piece of the batch.
+    """
+    sharding = NamedSharding(mesh, partition_spec(("batch",)))
+    places = sharding.addressable_devices_indices_map((batch_size,)).values()
+    pieces = {place[0].indices(batch_size)[:2] for place in places if place is not None}
+    first, last = min(start for start, _ in pieces), max(stop for _, stop in pieces)
+    if sum(stop - start for start, stop in pieces) != last - first:
+        raise UserError(f"mesh {dict(mesh.shape)}: the devices of one host hold rows here and there; swap its axes")
+    return range(first, last)
+
+
 def weight_sharding(mesh: Mesh, name: str, shape: Sequence[int], axes: Sequence[str]) -> NamedSharding:
     """Return where a weight lies.
 
@@ -80,6 +95,19 @@ def weight_sharding(mesh: Mesh, name: str, shape: Sequence[int], axes: Sequence[
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Ask the compiler to lay an activation out by its logical axes; nothing to ask outside of a mesh."""
+    """Ask the compiler to lay an activation out by its logical axes; nothing to ask outside of a mesh.
+
+    A dimension that does not divide, such as the one token of a decoding step, stays whole.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, partition_spec(axes))
+    if mesh.empty:
+        return x
+    spec = [
+        rule if size % _devices(mesh, rule) == 0 else None
+        for rule, size in zip(partition_spec(axes), x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _devices(mesh: AbstractMesh, rule: str | tuple[str, ...] | None) -> int:
+    return math.prod(mesh.shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))

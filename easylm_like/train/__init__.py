@@ -1,1 +1,1 @@
-"""Level 1: the configuration of a run, loss, optimizer, step, checkpoints and the loop around them."""
+"""Level 2: the configuration of a run, loss, optimizer, step, checkpoints and the loop around them."""

@@ -1,12 +1,19 @@
-"""Orbax checkpoints: WORKDIR/checkpoints/STEP/{params, optimizer, run}.
+"""Checkpoints: WORKDIR/checkpoints/STEP/{params/, optimizer/, run.json, files.json}.
 
-`run` is JSON: model shape, template, tokenizer digest, data state (the step and the data set's digest), resolved
-config, git revision, versions. Everything restores onto another mesh; params restore alone.
+params/ and optimizer/ are Orbax's, so that everything restores onto another mesh and params restore alone. run.json:
+model shape, template, tokenizer digest, data state (the step and the data set's digest), resolved config, git revision,
+versions. files.json: size and SHA-256 of all the files, compared before an array is used.
+
+A folder of that name is whole: it is written as STEP.partial, renamed when the last byte is on the disk, and renamed
+again before it is deleted.
 """
 
 import dataclasses
 import hashlib
+import json
+import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,93 +21,171 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from easylm_like.digests import DIGESTS, find_damage, write_digests
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import Params
 from easylm_like.train.state import TrainState
 
 RunInfo = Mapping[str, object]
+Folder = str | os.PathLike[str]
+
+PARTIAL, DELETED, DAMAGED = ".partial", ".deleted", ".damaged"  # STEP.partial: not, no longer, no checkpoint
+RUN = "run.json"
+
+# Orbax warns of every item that it is not asked for, and shows the traceback of an error that it also raises.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
-def open_checkpoints(
-    folder: str | os.PathLike[str], *, keep: int | None = None, create: bool = False
-) -> ocp.CheckpointManager:
-    """Return Orbax's manager of a folder of checkpoints."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=True)
-    handlers = {
-        "params": ocp.PyTreeCheckpointHandler(),
-        "optimizer": ocp.PyTreeCheckpointHandler(),
-        "run": ocp.JsonCheckpointHandler(),
-    }
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options, item_handlers=handlers)
+def saved_steps(folder: Folder) -> list[int]:
+    """Return the steps that have a checkpoint, ascending; none if there is no such folder."""
+    return sorted(int(path.name) for path in Path(folder).glob("*") if path.name.isdigit())
 
 
-def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState, run: RunInfo) -> None:
-    """Begin to save the state under its step number; `manager.wait_until_finished()` waits for the disk."""
-    items = ocp.args.Composite(
-        params=ocp.args.PyTreeSave(state.params),
-        optimizer=ocp.args.PyTreeSave(state.opt_state),
-        run=ocp.args.JsonSave(dict(run)),
-    )
-    manager.save(int(state.step), args=items)
-
-
-def save_params(folder: str | os.PathLike[str], params: Mapping[str, np.ndarray], run: RunInfo) -> None:
-    """Write weights alone as checkpoint 0 of a new folder, for runs that start from them."""
-    with open_checkpoints(folder, create=True) as manager:
-        manager.save(
-            0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(dict(params)), run=ocp.args.JsonSave(dict(run)))
-        )
-
-
-def restore_checkpoint(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-    """Return the state saved at `step`, laid out as `like` (shapes with shardings) says, on whatever mesh that is."""
-    items = ocp.args.Composite(params=_restore_as(like.params), optimizer=_restore_as(like.opt_state))
-    restored = manager.restore(step, args=items)
-    position = jax.device_put(np.asarray(step, np.int32), like.step.sharding)
-    return TrainState(position, restored["params"], restored["optimizer"])
-
-
-def restore_params(folder: str | os.PathLike[str], step: int, like: Params) -> Params:
-    """Return only the weights of a checkpoint, in the dtypes and shardings of `like`."""
-    with open_checkpoints(folder) as manager:
-        return dict(manager.restore(step, args=ocp.args.Composite(params=_restore_as(like)))["params"])
-
-
-def _restore_as(like: object) -> ocp.args.PyTreeRestore:
-    return ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
-
-
-def read_run_info(folder: str | os.PathLike[str], step: int | None = None) -> tuple[int, RunInfo]:
-    """Return (step, its `run` JSON) of a checkpoint folder; the latest step unless one is given.
+def newest_step(folder: Folder, step: int | None = None) -> int:
+    """Return the newest step that has a checkpoint, or `step` if it has one.
 
     Raises:
-        UserError: there is no committed checkpoint there, or not that one.
+        UserError: there is none, or not that one.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; expected a run's checkpoints (WORKDIR/checkpoints)")
-    with open_checkpoints(folder) as manager:
-        steps = manager.all_steps()
-        if not steps or (step is not None and step not in steps):
-            raise UserError(
-                f"{folder}: no checkpoint of step {'any' if step is None else step}; there are {list(steps)}"
-            )
-        step = max(steps) if step is None else step
-        return step, manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+    steps = saved_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        raise UserError(f"{folder}: no checkpoint of step {'any' if step is None else step}; there are {steps}")
+    return steps[-1] if step is None else step
 
 
-def load_params(folder: str | os.PathLike[str], step: int) -> dict[str, np.ndarray]:
-    """Return the weights of a checkpoint as NumPy arrays, without a mesh and without the optimizer."""
-    with open_checkpoints(folder) as manager:
-        shapes = manager.item_metadata(step)["params"].tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        return dict(manager.restore(step, args=ocp.args.Composite(params=args))["params"])
+def new_checkpointer() -> ocp.AsyncCheckpointer:
+    """Return what writes the arrays of states in the background, one state at a time."""
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
 
-def saved_digest(folder: str | os.PathLike[str], step: int) -> str:
-    """Return a digest that changes whenever `step` is saved anew (Orbax writes down when it saved)."""
-    return hashlib.sha256((Path(folder) / str(step) / "_CHECKPOINT_METADATA").read_bytes()).hexdigest()
+def begin_save(checkpointer: ocp.AsyncCheckpointer, folder: Folder, state: TrainState) -> None:
+    """Begin to write the arrays of a state; it may be changed as soon as this returns."""
+    items = ocp.args.Composite(params=ocp.args.PyTreeSave(state.params), optimizer=ocp.args.PyTreeSave(state.opt_state))
+    checkpointer.save(_partial(folder, int(state.step)), args=items)
+
+
+def finish_save(folder: Folder, step: int, run: RunInfo) -> None:
+    """Make a checkpoint of the arrays that are written; on one host, when all have written theirs."""
+    partial = _partial(folder, step)
+    (partial / RUN).write_text(json.dumps(run, indent=2) + "\n")
+    write_digests(partial)
+    partial.replace(_step_folder(folder, step))
+
+
+def save_params(folder: Folder, params: Mapping[str, np.ndarray], run: RunInfo, step: int = 0) -> None:
+    """Write weights alone as a checkpoint, for runs that start from them."""
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    checkpointer.save(_partial(folder, step), args=ocp.args.Composite(params=ocp.args.PyTreeSave(dict(params))))
+    finish_save(folder, step, run)
+
+
+def remove_step(folder: Folder, step: int) -> None:
+    """Delete a checkpoint; a kill meanwhile leaves nothing that looks like one."""
+    deleted = _step_folder(folder, step).with_name(f"{step}{DELETED}")
+    _step_folder(folder, step).replace(deleted)
+    shutil.rmtree(deleted)
+
+
+def remove_unfinished(folder: Folder) -> None:
+    """Delete what saves and deletions left that did not come to their end; of a folder that nobody writes to."""
+    for path in Path(folder).glob("*"):
+        step, _, rest = path.name.partition(".")
+        if step.isdigit() and (rest == DELETED[1:] or rest.startswith(PARTIAL[1:])):
+            shutil.rmtree(path)
+
+
+def set_aside(folder: Folder, step: int) -> None:
+    """Rename a damaged checkpoint, so that it is none any more and can still be looked at."""
+    aside = _step_folder(folder, step).with_name(f"{step}{DAMAGED}")
+    shutil.rmtree(aside, ignore_errors=True)
+    _step_folder(folder, step).replace(aside)
+
+
+def step_damage(folder: Folder, step: int, under: str = "") -> list[str]:
+    """Return a sentence for every file of a checkpoint that is missing or not what was written."""
+    return find_damage(_step_folder(folder, step), under)
+
+
+def restore_state(folder: Folder, step: int, like: TrainState) -> TrainState:
+    """Return the state saved at `step`, laid out as `like` (shapes with shardings) says, on whatever mesh that is.
+
+    Its files are to be compared before (`step_damage`).
+    """
+    params, opt_state = (
+        _restore(_step_folder(folder, step) / name, tree)
+        for name, tree in (("params", like.params), ("optimizer", like.opt_state))
+    )
+    position = jax.make_array_from_callback((), like.step.sharding, lambda _: np.asarray(step, np.int32))
+    return TrainState(position, params, opt_state)
+
+
+def restore_params(folder: Folder, step: int, like: Params) -> Params:
+    """Return only the weights of a checkpoint, in the dtypes and shardings of `like`.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    _check(folder, step, "params/")
+    return _restore(_step_folder(folder, step) / "params", like)
+
+
+def load_params(folder: Folder, step: int) -> dict[str, np.ndarray]:
+    """Return the weights of a checkpoint as NumPy arrays, without a mesh and without the optimizer.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    _check(folder, step, "params/")
+    return dict(load_arrays(_step_folder(folder, step) / "params"))
+
+
+def load_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Return params/ or optimizer/ of a checkpoint as Orbax has them, their arrays as NumPy's."""
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    metadata = ocp.PyTreeCheckpointHandler().metadata(folder)
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def read_run_info(folder: Folder, step: int | None = None) -> tuple[int, RunInfo]:
+    """Return (step, its run.json) of a folder of checkpoints; the latest step unless one is given.
+
+    Raises:
+        UserError: there is none, or not that one; or its run.json is damaged.
+    """
+    step = newest_step(folder, step)
+    _check(folder, step, RUN)
+    return step, json.loads((_step_folder(folder, step) / RUN).read_text())
+
+
+def saved_digest(folder: Folder, step: int) -> str:
+    """Return a digest that changes whenever `step` is saved anew (Orbax gives its files other names)."""
+    return hashlib.sha256((_step_folder(folder, step) / DIGESTS).read_bytes()).hexdigest()
+
+
+def _check(folder: Folder, step: int, under: str) -> None:
+    if damage := step_damage(folder, step, under):
+        old = (_step_folder(folder, step) / "_CHECKPOINT_METADATA").exists() and not (
+            _step_folder(folder, step) / RUN
+        ).exists()
+        why = "an earlier version of easylm_like wrote it: go on with that one" if old else "copy it again"
+        raise UserError(f"{'; '.join(damage)}; {why}, or take another checkpoint of {saved_steps(folder)}")
+
+
+def _restore(folder: Path, like: object) -> dict[str, jax.Array]:
+    args = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=args)
+
+
+def _step_folder(folder: Folder, step: int) -> Path:
+    return Path(folder).absolute() / str(step)
+
+
+def _partial(folder: Folder, step: int) -> Path:
+    return _step_folder(folder, step).with_name(f"{step}{PARTIAL}")
 
 
 def shape_to_json(config: LlamaConfig) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 
 from easylm_like.data.dataset import TooLong
 from easylm_like.errors import UserError
@@ -30,6 +31,13 @@ class Optimizer(StrEnum):
     MUON = "muon"  # kellerjordan.github.io/posts/muon, with AdamW for embedding, head, norms and biases
 
 
+class Damaged(StrEnum):
+    """What to do when files of the checkpoint to go on from are missing or changed."""
+
+    STOP = "stop"
+    PREVIOUS = "previous"  # go on from the newest one that is whole; the others are set aside
+
+
 @dataclass(slots=True, kw_only=True)
 class DataConfig:
     """What is trained on. `row_length` counts (input, target) pairs; conversations are packed into such rows."""
@@ -47,8 +55,8 @@ class DataConfig:
 class ModelConfig:
     """Where the weights come from: `init_from`, or random ones of `shape` (a preset or your own); and how to compute.
 
-    `init_from` is the work directory of another run, or what `python -m easylm_like.convert from-hf` made of a Hugging
-    Face folder. The other fields are those of model.config.Compute.
+    `init_from` is the work directory of another run, one of its checkpoints (WORKDIR/checkpoints/STEP) or a Hugging
+    Face folder, see train/start.py. The other fields are those of model.config.Compute.
     """
 
     init_from: str = ""
@@ -79,7 +87,8 @@ class OptimConfig:
     """The optimizer, clipping by the global norm, and what is added to the loss; Vicuna's and Alpaca's by default.
 
     `moment_dtype` is how the optimizer's moments are kept between steps; they are computed in fp32. `decay_steps`
-    belongs to the schedule wsd.
+    belongs to the schedule wsd. `skip_spikes` 6 takes no step where the loss or the gradient's norm is more than 6
+    standard deviations above its mean of the last 128 steps (train/spikes.py); 0 takes every step.
     """
 
     optimizer: Optimizer = Optimizer.ADAMW
@@ -95,6 +104,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     moment_dtype: str = "float32"
     z_loss: float = 0.0
+    skip_spikes: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +120,14 @@ class LogConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class SampleConfig:
+    """Questions that are answered, greedily and under each marker, whenever the held-out loss is measured."""
+
+    prompts: tuple[str, ...] = ()
+    max_new: int = 64  # tokens of an answer, at most
+
+
+@dataclass(slots=True, kw_only=True)
 class ProfileConfig:
     """`--config.profile.steps=10,13` traces steps 10, 11 and 12 into WORKDIR/profile/, for TensorBoard or Perfetto."""
 
@@ -118,13 +136,18 @@ class ProfileConfig:
 
 @dataclass(slots=True, kw_only=True)
 class RunConfig:
-    """A training run. `batch_size` is in rows over all devices; `micro_batches` splits it in time, not in result."""
+    """A training run. `batch_size` is in rows over all devices; `micro_batches` splits it in time, not in result.
+
+    The checkpoints that stay are the last `keep_checkpoints`, the `keep_best` with the lowest held-out loss, and those
+    of every `milestone_every` steps.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     steps: int = 1000
     batch_size: int = 128
@@ -134,6 +157,9 @@ class RunConfig:
     heldout_every: int = 0  # 0: only before the first and after the last step
     checkpoint_every: int = 0  # 0: only after the last step
     keep_checkpoints: int = 2
+    keep_best: int = 0
+    milestone_every: int = 0  # 0: no milestones
+    damaged: Damaged = Damaged.STOP
     compilation_cache: str = "~/.cache/easylm_like"  # for compiled programs, not on CPUs; empty: none
 
 
@@ -151,12 +177,11 @@ def check_run(config: RunConfig) -> None:
         ("micro_batches", 1),
         ("log_every", 1),
         ("keep_checkpoints", 1),
+        ("samples.max_new", 1),
     ):
-        if getattr(config, name) < least:
-            raise UserError(f"config.{name} must be at least {least}, got {getattr(config, name)}")
-    for name in ("heldout_every", "checkpoint_every"):
-        if getattr(config, name) < 0:
-            raise UserError(f"config.{name} must be 0 (only at the end) or more, got {getattr(config, name)}")
+        if (value := attrgetter(name)(config)) < least:
+            raise UserError(f"config.{name} must be at least {least}, got {value}")
+    _check_intervals(config)
     _check_model(config.model)
     _check_optim(config.optim)
     if config.log.peak_tflops < 0:
@@ -168,6 +193,25 @@ def check_run(config: RunConfig) -> None:
         raise UserError(f"config.data.max_records must be 0 (any number) or more, got {config.data.max_records}")
 
 
+def _check_intervals(config: RunConfig) -> None:
+    for name, zero in (
+        ("heldout_every", "only at the end"),
+        ("checkpoint_every", "only at the end"),
+        ("keep_best", "none"),
+        ("milestone_every", "none"),
+    ):
+        if getattr(config, name) < 0:
+            raise UserError(f"config.{name} must be 0 ({zero}) or more, got {getattr(config, name)}")
+    if config.keep_best and not config.data.heldout:
+        raise UserError("config.keep_best is by the held-out loss; give config.data.heldout, or leave keep_best out")
+    every = config.checkpoint_every
+    if config.milestone_every and (not every or config.milestone_every % every):
+        raise UserError(
+            f"config.milestone_every {config.milestone_every} must be a multiple of config.checkpoint_every {every}: "
+            "milestones are checkpoints that stay"
+        )
+
+
 def _check_model(model: ModelConfig) -> None:
     for name in ("param_dtype", "compute_dtype"):
         _check_dtype(f"model.{name}", getattr(model, name))
@@ -176,7 +220,7 @@ def _check_model(model: ModelConfig) -> None:
 
 def _check_optim(optim: OptimConfig) -> None:
     _check_dtype("optim.moment_dtype", optim.moment_dtype)
-    for name in ("learning_rate", "final_learning_rate", "weight_decay", "z_loss", "decay_steps"):
+    for name in ("learning_rate", "final_learning_rate", "weight_decay", "z_loss", "decay_steps", "skip_spikes"):
         if not 0 <= getattr(optim, name) < math.inf:  # no NaN either
             raise UserError(f"config.optim.{name} must be a number from 0 on, got {getattr(optim, name)}")
     for name in ("clip_norm", "eps"):  # 1e9 never clips; a weight without gradient is divided by eps

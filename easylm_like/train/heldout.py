@@ -40,7 +40,8 @@ def heldout_losses(group_loss: GroupLoss, params: Params, loader: Loader, mesh: 
     names = group_names(loader)
     nll, tokens = np.zeros(len(names)), np.zeros(len(names))
     for step in range(loader.steps_per_epoch):
-        batch, groups = to_devices(mesh, loader.batch(step)), to_devices(mesh, token_groups(loader, step))
+        batch = to_devices(mesh, loader.batch(step), loader.batch_size)
+        groups = to_devices(mesh, token_groups(loader, step), loader.batch_size)
         step_nll, step_tokens = group_loss(params, batch, groups)
         nll += np.asarray(step_nll, np.float64)
         tokens += np.asarray(step_tokens, np.float64)
@@ -51,9 +52,9 @@ def heldout_losses(group_loss: GroupLoss, params: Params, loader: Loader, mesh: 
 
 
 def token_groups(loader: Loader, step: int) -> np.ndarray:
-    """Return int32 [rows of this host, T]: the group of every target token of a batch."""
+    """Return int32 [rows of the loader's part, T]: the group of every target token of a batch."""
     sources = {source: 2 * i for i, source in enumerate(sorted(set(loader.dataset.sources)))}
-    groups = np.zeros((loader.batch_size // loader.hosts, loader.row_length), np.int32)
+    groups = np.zeros((len(loader.part), loader.row_length), np.int32)
     for b, where, _, record in loader.places(step):
         bad = loader.dataset.bad[loader.dataset.offsets[record] + 1 : loader.dataset.offsets[record + 1]]
         groups[b, where] = sources[loader.dataset.sources[record]] + bad

@@ -16,6 +16,7 @@ from easylm_like.errors import UserError
 from easylm_like.model.llama import Params
 from easylm_like.train.config import OptimConfig, Optimizer, Schedule
 from easylm_like.train.rounding import keep_narrow, round_like
+from easylm_like.train.spikes import skip_spikes
 
 # The matrices of a layer, and how many axes behind the layers' are a matrix's input; the others are its output.
 INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
@@ -70,6 +71,8 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Return clip by global norm, then the config's optimizer; its moments are float32 or as `moment_dtype` says.
 
+    With `skip_spikes` all of it is wrapped in spikes.skip_spikes.
+
     AdamW and Lion use beta1 and beta2 (Lion's paper: 0.9 and 0.99, a rate 3 to 10 times as small as AdamW's, and as
     much more decay). Adafactor is as the Trainer of transformers has it: factored, no momentum, no scaling by the
     weights' size, so that AdamW's rate is of the right size; it uses none of beta1, beta2 and eps. Muon is for the
@@ -91,11 +94,11 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
         return clipped.init(optax.tree.cast(params, jnp.float32))
 
     optimizer = optax.GradientTransformation(init, clipped.update)
-    if config.moment_dtype == "float32":
-        return optimizer
-    if config.moment_dtype != "bfloat16":
+    if config.moment_dtype not in ("float32", "bfloat16"):
         raise UserError(f"optim.moment_dtype must be float32 or bfloat16, got {config.moment_dtype}")
-    return keep_narrow(optimizer, config.moment_dtype, MOMENT_SEED)
+    if config.moment_dtype != "float32":
+        optimizer = keep_narrow(optimizer, config.moment_dtype, MOMENT_SEED)
+    return skip_spikes(optimizer, config.skip_spikes) if config.skip_spikes else optimizer
 
 
 def update_params(
@@ -104,14 +107,17 @@ def update_params(
     opt_state: optax.OptState,
     params: Params,
     key: jax.Array,
+    loss: jax.Array,
 ) -> tuple[Params, optax.OptState]:
     """Return the next weights and state; computed in float32, bfloat16 weights rounded stochastically with `key`.
+
+    `loss` is that of the gradient, for an optimizer that looks at it.
 
     Raises:
         UserError: a weight is neither float32 nor bfloat16.
     """
     wide = optax.tree.cast(params, jnp.float32)
-    updates, opt_state = optimizer.update(gradient, opt_state, wide)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(gradient, opt_state, wide, loss=loss)
     return round_like(optax.apply_updates(wide, updates), params, key), opt_state
 
 

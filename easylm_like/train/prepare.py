@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,11 +19,14 @@ from easylm_like.errors import UserError
 from easylm_like.model.attention import choose_attention
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import param_shardings
-from easylm_like.model.partition import make_mesh
+from easylm_like.model.partition import batch_part, make_mesh
 from easylm_like.provenance import git_revision, versions
-from easylm_like.train.checkpoint import RunInfo, read_run_info, shape_from_json, shape_to_json
+from easylm_like.train.checkpoint import RunInfo, shape_to_json
 from easylm_like.train.config import RunConfig, check_batch, check_run
+from easylm_like.train.hosts import on_first_host
 from easylm_like.train.optim import make_optimizer, make_schedule
+from easylm_like.train.saver import HELDOUT
+from easylm_like.train.start import Start, find_start
 from easylm_like.train.track import check_trackers
 
 # What a continued run may change: none of it changes what is computed, but for rounding.
@@ -38,6 +42,10 @@ FREE_TO_CHANGE = (
     "heldout_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_best",
+    "milestone_every",
+    "damaged",
+    "samples",
     "mesh",
     "data.train",  # the file may move: its content is compared
     "data.heldout",  # is only looked at
@@ -48,7 +56,7 @@ FREE_TO_CHANGE = (
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run whose parts fit together. `start` is (checkpoint folder, step) of the weights to begin with, or None."""
+    """A run whose parts fit together. Without a `start` it begins with random weights."""
 
     config: RunConfig
     mesh: Mesh
@@ -58,7 +66,7 @@ class Prepared:
     optimizer: optax.GradientTransformation
     loader: Loader
     heldout: Loader | None
-    start: tuple[Path, int] | None
+    start: Start | None
     info: RunInfo
 
 
@@ -73,14 +81,15 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
     mesh = make_mesh(config.mesh)
     check_batch(config, dict(mesh.shape))
     schedule = make_schedule(config.optim, config.steps)
-    tokenizer = load_tokenizer(config.data.tokenizer or Path(config.model.init_from) / "tokenizer")
-    start, shape = _starting_point(config, tokenizer)
+    start = find_start(config.model.init_from) if config.model.init_from else None
+    tokenizer = load_tokenizer(config.data.tokenizer or (start and start.tokenizer) or "")
+    shape = _shape(config, start, tokenizer)
     attention = choose_attention(config.model.attention, shape, mesh, config.data.row_length)
     param_shardings(shape, mesh)  # a weight that does not divide is told before any data is read
-    loader = _loader(config, config.data.train, tokenizer, workdir, shuffle=True)
+    loader = _loader(config, config.data.train, tokenizer, workdir, mesh)
     heldout = None
     if config.data.heldout:
-        heldout = _loader(config, config.data.heldout, tokenizer, workdir, shuffle=False)
+        heldout = _heldout_loader(config, _loader(config, config.data.heldout, tokenizer, workdir, mesh), mesh)
     shape = dataclasses.replace(shape, compute=dataclasses.replace(shape.compute, attention=attention))
     info: RunInfo = {
         "shape": shape_to_json(shape),
@@ -113,7 +122,7 @@ def write_workdir(run: Prepared, workdir: Path) -> None:
 def check_continues(saved: RunInfo, now: RunInfo, workdir: Path) -> None:
     """Raise a UserError that lists what differs, if `now` is not the run that `saved` was."""
     old, new = _flat(saved), _flat(now)
-    free = (*(f"config.{name}" for name in FREE_TO_CHANGE), "git", "versions", "data.summary")
+    free = (*(f"config.{name}" for name in FREE_TO_CHANGE), "git", "versions", "data.summary", HELDOUT)
     changed = [
         f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -126,12 +135,8 @@ def check_continues(saved: RunInfo, now: RunInfo, workdir: Path) -> None:
         )
 
 
-def _starting_point(config: RunConfig, tokenizer: Tokenizer) -> tuple[tuple[Path, int] | None, LlamaConfig]:
-    start, shape = None, config.model.shape
-    if config.model.init_from:
-        folder = Path(config.model.init_from) / "checkpoints"
-        step, saved = read_run_info(folder)
-        start, shape = (folder, step), shape_from_json(saved["shape"])
+def _shape(config: RunConfig, start: Start | None, tokenizer: Tokenizer) -> LlamaConfig:
+    shape = config.model.shape if start is None else start.shape
     assert shape is not None
     shape = dataclasses.replace(shape, compute=config.model.compute())
     shape.check()
@@ -145,11 +150,12 @@ def _starting_point(config: RunConfig, tokenizer: Tokenizer) -> tuple[tuple[Path
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {shape.vocab_size}; "
             "they must fit: take the tokenizer that belongs to the model"
         )
-    return start, shape
+    return shape
 
 
-def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, *, shuffle: bool) -> Loader:
-    dataset = load_or_tokenize(
+def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, mesh: Mesh) -> Loader:
+    tokenize = partial(
+        load_or_tokenize,
         path,
         get_template(config.data.template),
         tokenizer,
@@ -157,16 +163,24 @@ def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, *
         too_long=config.data.too_long,
         cache=workdir / "tokens",
     )
+    on_first_host(lambda: len(tokenize()))  # the others find it done
     return make_loader(
-        dataset,
+        tokenize(),
         config.data.row_length,
-        # Held-out rows have no micro-batches: as many at a time as one has must fit.
-        config.batch_size if shuffle else config.batch_size // config.micro_batches,
+        config.batch_size,
         config.seed,
-        shuffle=shuffle,
         max_records=config.data.max_records,
-        share=(jax.process_index(), jax.process_count()),
+        part=batch_part(mesh, config.batch_size),
     )
+
+
+def _heldout_loader(config: RunConfig, loader: Loader, mesh: Mesh) -> Loader:
+    """Return the training loader of other data, that walks through it in order.
+
+    Held-out rows have no micro-batches: as many at a time as one has must fit.
+    """
+    size = config.batch_size // config.micro_batches
+    return dataclasses.replace(loader, batch_size=size, shuffle=False, part=batch_part(mesh, size))
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

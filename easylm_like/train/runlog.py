@@ -16,21 +16,20 @@ from easylm_like.train.track import Tracker, names
 
 
 class RunLog:
-    """Writes on one host only; `resume_at` forgets metrics of steps that will be run again, -1 forgets all.
+    """Writes on one host only; `resume_at` forgets what was written of steps that will be run again, -1 forgets all.
 
     Used with `with`, which closes the trackers and tells them whether the run failed.
     """
 
     def __init__(self, workdir: Path, *, active: bool, resume_at: int) -> None:
-        self._active = active
-        self._lines, self._metrics = workdir / "train.log", workdir / "metrics.jsonl"
+        self._active, self.folder = active, workdir
+        self._lines, self._metrics, self._samples = (
+            workdir / name for name in ("train.log", "metrics.jsonl", "samples.jsonl")
+        )
         self._trackers: list[Tracker] = []
-        if active and self._metrics.exists():
-            lines = self._metrics.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may have left half a line at the end
-            kept = [line for line in whole if json.loads(line)["step"] <= resume_at]
-            with atomic_file(self._metrics) as path:
-                path.write_text("".join(kept))
+        for numbers in (self._metrics, self._samples):
+            if active and numbers.exists():
+                _forget(numbers, resume_at)
 
     def __enter__(self) -> Self:
         return self
@@ -49,6 +48,12 @@ class RunLog:
         """Send all metrics from now on to these too."""
         self._trackers += trackers
 
+    def sample(self, step: int, values: Mapping[str, str]) -> None:
+        """Append {"step", ...values} to samples.jsonl."""
+        if self._active:
+            with self._samples.open("a") as out:
+                out.write(json.dumps({"step": step, **values}) + "\n")
+
     def line(self, text: str) -> None:
         """Show one line and keep it."""
         if self._active:
@@ -65,6 +70,14 @@ class RunLog:
                 out.write(json.dumps(line) + "\n")
             for tracker in self._trackers:
                 tracker.scalars(step, when, names(line))
+
+
+def _forget(numbers: Path, after: int) -> None:
+    """Leave the lines of later steps out of a JSONL file."""
+    lines = numbers.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]  # a kill may have left half a line at the end
+    with atomic_file(numbers) as path:
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= after))
 
 
 class Stopwatch:
@@ -102,11 +115,12 @@ def step_line(step: int, steps: int, values: Mapping[str, float], left: float) -
     else:
         work = f"{flops:.1f} TFLOP/s" if flops >= 1 else f"{1000 * flops:.1f} GFLOP/s"
     kind = "device" if "device_memory_gib" in values else "host"
+    skipped = f"  {values['skipped_steps']:.0f} steps skipped" if values.get("skipped_steps") else ""
     return (
         f"step {step:6}/{steps}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
         f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s "
         f"({values['trained_tokens_per_second']:,.0f} trained)  {work}  "
-        f"{kind} {values[f'{kind}_memory_gib']:.1f} GiB  data {values['data_share']:.1%}  {clock(left)} left"
+        f"{kind} {values[f'{kind}_memory_gib']:.1f} GiB  data {values['data_share']:.1%}  {clock(left)} left{skipped}"
     )
 
 

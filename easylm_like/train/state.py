@@ -53,4 +53,4 @@ def init_state(
     if params is None:
         params = jax.jit(partial(init_params, config), out_shardings=shardings.params)(jax.random.key(seed))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
+    return TrainState(jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)(), params, opt_state)

@@ -13,9 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from easylm_like.data.loader import Batch
 from easylm_like.model.llama import GraphDef, Params
-from easylm_like.model.partition import constrain, partition_spec
+from easylm_like.model.partition import batch_part, constrain, partition_spec
 from easylm_like.train.loss import LossTerms, token_nll, weighted_loss
 from easylm_like.train.optim import update_params
+from easylm_like.train.spikes import skipped_steps
 from easylm_like.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -34,6 +35,8 @@ def train_step(
     seed: int = 0,
 ) -> tuple[TrainState, Metrics]:
     """Return the next state and fp32 scalars: loss, grad_norm (before clipping), trained_tokens, tokens.
+
+    Also skipped, the steps that were not taken so far, if the optimizer skips spikes.
 
     The gradient is that of sum(weights * (nll + z-loss)) / sum(weights) over the global batch, whatever `micro_batches`
     and the mesh. `loss` is nll alone. Noise (dropout, forgotten tokens, the
@@ -58,13 +61,15 @@ def train_step(
 
         (nll, gradient), _ = jax.lax.scan(add, zero, split)
     gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
-    params, opt_state = update_params(optimizer, gradient, state.opt_state, state.params, rounding_key)
+    params, opt_state = update_params(optimizer, gradient, state.opt_state, state.params, rounding_key, nll * share)
     metrics = {
         "loss": nll * share,
         "grad_norm": optax.tree.norm(gradient),
         "trained_tokens": trained,
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
     }
+    if (skipped := skipped_steps(opt_state)) is not None:
+        metrics["skipped"] = skipped.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
@@ -80,10 +85,22 @@ def group_loss(
     return zeros.at[groups].add(weights_BT * nll_BT), zeros.at[groups].add(weights_BT)
 
 
-def to_devices(mesh: Mesh, local: Rows) -> Rows:
-    """Make global arrays [B, T], cut over the mesh by (batch, length), out of every host's own rows."""
-    sharding = NamedSharding(mesh, partition_spec(("batch", "length")))
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
+def to_devices(mesh: Mesh, local: Rows, batch_size: int) -> Rows:
+    """Make global arrays [B, T], cut over the mesh by (batch, length), out of the rows that this host's devices hold.
+
+    `local` has the rows of `batch_part(mesh, batch_size)`, in that order, and is whole in length.
+    """
+    sharding, first = NamedSharding(mesh, partition_spec(("batch", "length"))), batch_part(mesh, batch_size).start
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # this host holds all that it is asked for
+            start, stop, _ = index[0].indices(batch_size)
+            return leaf[start - first : stop - first, index[1]]
+
+        return jax.make_array_from_callback((batch_size, leaf.shape[1]), sharding, part)
+
+    return jax.tree.map(place, local)
 
 
 def _weighted_loss(

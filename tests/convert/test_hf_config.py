@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import transformers
 
-from easylm_like.convert.hf_config import FAMILIES, config_from_hf, config_to_hf
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
+from easylm_like.hf.config import FAMILIES, config_from_hf, config_to_hf
 from easylm_like.model.config import RopeScaling
 from easylm_like.model.presets import PRESETS
 

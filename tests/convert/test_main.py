@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
 from easylm_like.command import run_command
 from easylm_like.convert.__main__ import main
-from easylm_like.train.checkpoint import load_params, open_checkpoints, read_run_info
+from easylm_like.train.checkpoint import load_params, read_run_info, save_params
 from easylm_like.train.config import DataConfig, ModelConfig, RunConfig
 from easylm_like.train.loop import train
 
@@ -53,9 +52,7 @@ def test_a_second_conversion_is_re_used_and_a_new_checkpoint_is_not(
     main([*arguments, "--dtype=float16"])
     assert "step 0 in float16" in capsys.readouterr().out
     _, info = read_run_info(run / "checkpoints")
-    with open_checkpoints(run / "checkpoints") as manager:
-        later = ocp.args.PyTreeSave(new_params(SHAPES["tied"], 1))
-        manager.save(5, args=ocp.args.Composite(params=later, run=ocp.args.JsonSave(info)))
+    save_params(run / "checkpoints", new_params(SHAPES["tied"], 1), info, step=5)
     main(arguments)
     assert "step 5 in float32; logits at" in capsys.readouterr().out
     assert (load_file(out / "model.safetensors")["model.norm.weight"] != weights["model.norm.weight"]).all()

@@ -12,8 +12,8 @@ import torch
 import transformers
 from flax import nnx
 
-from easylm_like.convert.keys import to_ours
 from easylm_like.convert.load import LoadedModel, load_model
+from easylm_like.hf.keys import to_ours
 from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import Params, abstract_model
 

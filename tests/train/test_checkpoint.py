@@ -17,18 +17,18 @@ from easylm_like.model.partition import MeshConfig, make_mesh
 from easylm_like.model.presets import PRESETS
 from easylm_like.train.checkpoint import (
     load_params,
-    open_checkpoints,
     read_run_info,
-    restore_checkpoint,
+    remove_unfinished,
     restore_params,
-    save_checkpoint,
+    restore_state,
     save_params,
     saved_digest,
     shape_from_json,
     shape_to_json,
 )
-from easylm_like.train.config import OptimConfig
+from easylm_like.train.config import OptimConfig, RunConfig
 from easylm_like.train.optim import make_optimizer
+from easylm_like.train.saver import Saver
 from easylm_like.train.state import TrainState, abstract_state, init_state
 
 ADAMW = make_optimizer(OptimConfig(), optax.constant_schedule(0.1))
@@ -53,10 +53,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory, shape: LlamaConfig, params: 
     """Return a folder with the checkpoints of steps 3 and 7, saved on eight devices, and the state of step 7."""
     folder, mesh = tmp_path_factory.mktemp("run") / "checkpoints", make_mesh(MeshConfig(fsdp=4, tensor=2))
     state = state_on(mesh, shape, params, 7)
-    with open_checkpoints(folder, keep=2, create=True) as manager:
-        for earlier in (1, 3):
-            save_checkpoint(manager, dataclasses.replace(state, step=jnp.int32(earlier)), {"number": earlier})
-        save_checkpoint(manager, state, {"number": 7, "nested": {"list": [1, None, "x"]}})
+    for number, info in (
+        (1, {"number": 1}),
+        (3, {"number": 3}),
+        (7, {"number": 7, "nested": {"list": [1, None, "x"]}}),
+    ):
+        with Saver(folder, RunConfig(keep_checkpoints=2), info) as saver:
+            saver.save(dataclasses.replace(state, step=jnp.int32(number)))
     return folder, state
 
 
@@ -70,8 +73,7 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(
 ) -> None:
     folder, state = saved
     like = abstract_state(shape, ADAMW, make_mesh(sizes, jax.devices()[:devices]))
-    with open_checkpoints(folder) as manager:
-        restored = restore_checkpoint(manager, 7, like)
+    restored = restore_state(folder, 7, like)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     lies = jax.tree.map(lambda leaf, wanted: leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim), restored, like)
     assert all(jax.tree.leaves(lies))
@@ -103,9 +105,13 @@ def test_only_the_last_checkpoints_are_kept_and_each_says_what_made_it(saved: tu
 
 def test_a_checkpoint_that_was_not_finished_is_none(saved: tuple[Path, TrainState], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    (folder / "9.orbax-checkpoint-tmp").mkdir(parents=True)  # what a kill in the middle of a save leaves
+    # What kills leave in the middle of a save, after it, and in the middle of a deletion.
+    for name in ("9.partial.orbax-checkpoint-tmp", "8.partial", "2.deleted"):
+        (folder / name / "params").mkdir(parents=True)
     with pytest.raises(UserError, match="no checkpoint of step any"):
         read_run_info(folder)
+    remove_unfinished(folder)
+    assert list(folder.iterdir()) == []
     with pytest.raises(UserError, match=r"none: no such folder; expected a run's checkpoints"):
         read_run_info(tmp_path / "none")
 

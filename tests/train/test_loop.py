@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,7 +23,7 @@ from easylm_like.data.loader import Batch
 from easylm_like.data.tokenizer import load_tokenizer
 from easylm_like.errors import UserError
 from easylm_like.model.config import Remat
-from easylm_like.train.checkpoint import open_checkpoints, read_run_info
+from easylm_like.train.checkpoint import load_arrays, read_run_info, saved_steps
 from easylm_like.train.config import LogConfig, RunConfig
 from easylm_like.train.flops import Work, palm_flops, strict_flops
 from easylm_like.train.loop import keep_compiled, train
@@ -72,15 +71,9 @@ def written_lines(workdir: Path) -> list[dict[str, Any]]:
 
 def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Return every array of a checkpoint, weights and optimizer, by the name that Orbax gives it."""
-    with open_checkpoints(workdir / "checkpoints") as manager:
-        found = manager.item_metadata(step)
-        as_numpy = {
-            item: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found[item].tree)
-            for item in ("params", "optimizer")
-        }
-        items = {item: ocp.args.PyTreeRestore(restore_args=args) for item, args in as_numpy.items()}
-        restored = manager.restore(step, args=ocp.args.Composite(**items))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(dict(restored.items()))}
+    folder = workdir / "checkpoints" / str(step)
+    arrays = {item: load_arrays(folder.absolute() / item) for item in ("params", "optimizer")}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(arrays)}
 
 
 def everything(workdir: Path) -> dict[str, bytes]:
@@ -222,10 +215,9 @@ def test_the_steps_asked_for_are_in_the_profile(unbroken: Path) -> None:
 def test_a_killed_run_resumes_bit_for_bit(unbroken: Path, killed: Path, new_config: NewConfig, tmp_path: Path) -> None:
     workdir = Path(shutil.copytree(killed, tmp_path / "run"))
     assert list(metrics(workdir)) == [1, 2, 3, 4, 5, 6], "steps 5 and 6 were run and are lost"
-    with open_checkpoints(workdir / "checkpoints") as manager:
-        assert manager.all_steps() == [4]
-    (workdir / "checkpoints" / "2" / "params").mkdir(parents=True)  # an old step, killed while it was deleted
-    (workdir / "checkpoints" / "6.orbax-checkpoint-tmp" / "params").mkdir(parents=True)  # a new one, while it was saved
+    assert saved_steps(workdir / "checkpoints") == [4]
+    (workdir / "checkpoints" / "2.deleted" / "params").mkdir(parents=True)  # an old step, killed while it was deleted
+    (workdir / "checkpoints" / "6.partial.orbax-checkpoint-tmp").mkdir()  # a new one, while it was saved
     train(new_config(), workdir)
     assert "start at step 4 of 8" in (workdir / "train.log").read_text()
     for kind in ("train", "heldout"):
@@ -259,8 +251,7 @@ def test_a_resumed_run_may_be_computed_and_logged_in_another_way(
     assert got[8]["loss"] == pytest.approx(mean, abs=1e-5)
     assert got[8]["trained_tokens"] == sum(m["trained_tokens"] for m in last)
     assert metrics(workdir, "heldout")[8] == pytest.approx(metrics(unbroken, "heldout")[8], abs=1e-4)
-    with open_checkpoints(workdir / "checkpoints") as manager:
-        assert manager.all_steps() == [8]
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["8"]
 
 
 def test_a_finished_run_is_left_alone(

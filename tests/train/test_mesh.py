@@ -39,7 +39,7 @@ def run_steps(shape: LlamaConfig, params: Params, batch: Batch, sizes: tuple[int
         state = init_state(shape, optimizer, mesh, 0, jax.device_put(params, shardings))
         for number in range(STEPS):
             rows = np.random.default_rng(number).permutation(len(batch.tokens))[:4].repeat(2)
-            state, metrics = step(state, to_devices(mesh, Batch(*(array[rows] for array in batch))))
+            state, metrics = step(state, to_devices(mesh, Batch(*(array[rows] for array in batch)), len(rows)))
             losses.append(float(metrics["loss"]))
     return Run(losses, state)
 
@@ -57,8 +57,17 @@ def alone(shape: LlamaConfig, params: Params, batch: Batch) -> Run:
         (((1, 4, 1, 2), 2, Attention.CHUNKED), {"q": (2, 4, 2, 4), "down": (2, 12, 4)}),
         (((2, 2, 1, 2), 1, Attention.XLA), {"q": (2, 8, 2, 4), "down": (2, 12, 8)}),
         (((1, 4, 2, 1), 1, Attention.XLA), {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
+        (((1, 4, 2, 1), 1, Attention.CHUNKED), {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
+        (((1, 2, 4, 1), 2, Attention.CHUNKED), {"q": (2, 8, 4, 4), "down": (2, 24, 8)}),
     ],
-    ids=["fsdp-8", "fsdp-4-tensor-2-micro-2", "replica-2-fsdp-2-tensor-2", "fsdp-4-sequence-2"],
+    ids=[
+        "fsdp-8",
+        "fsdp-4-tensor-2-micro-2",
+        "replica-2-fsdp-2-tensor-2",
+        "fsdp-4-sequence-2-xla",
+        "fsdp-4-sequence-2",
+        "fsdp-2-sequence-4-micro-2",
+    ],
 )
 def test_every_mesh_trains_as_one_device(
     shape: LlamaConfig,

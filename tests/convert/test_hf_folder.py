@@ -15,12 +15,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easylm_like.convert.__main__ import convert_from_hf, convert_to_hf
-from easylm_like.convert.hf import read_params, read_shape, read_weights
 from easylm_like.convert.load import load_model
 from easylm_like.data.conversation import Message, Quality, Role
 from easylm_like.data.template import KOALA
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
+from easylm_like.hf.folder import read_params, read_shape, read_weights
 from easylm_like.model.generate import generate
 
 from .conftest import MODEL_TYPES, SHAPES, Export, Logits

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from easylm_like.convert.keys import LLAMA_KEYS, to_ours, to_theirs
 from easylm_like.errors import UserError
+from easylm_like.hf.keys import LLAMA_KEYS, to_ours, to_theirs
 from easylm_like.model.llama import abstract_model
 
 from .conftest import SHAPES

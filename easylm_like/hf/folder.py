@@ -15,11 +15,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from easylm_like.convert.hf_config import config_from_hf, config_to_hf
-from easylm_like.convert.keys import to_ours, to_theirs
 from easylm_like.data.template import Template
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
+from easylm_like.hf.config import config_from_hf, config_to_hf
+from easylm_like.hf.keys import to_ours, to_theirs
 from easylm_like.model.config import LlamaConfig
 
 ORIGIN_FILE = "easylm_like.json"
