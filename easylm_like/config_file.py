@@ -21,7 +21,7 @@ def read_flags(
     argv: Sequence[str],
     kind: type[Config],
     others: Mapping[str, str],
-    optional: Mapping[str, tuple[str | bool, str]] = MappingProxyType({}),
+    optional: Mapping[str, tuple[str | bool | int, str]] = MappingProxyType({}),
 ) -> tuple[Config, dict[str, str]]:
     """Return the config that FILE.py's get_config(variant) made, overrides applied, and the values of the other flags.
 
@@ -29,7 +29,8 @@ def read_flags(
         argv: the arguments after the program's name.
         kind: what get_config must return.
         others: required string flags beside --config, with their help.
-        optional: more flags, each with its default and its help; a switch (default False) is "True" or "False".
+        optional: more flags, each with its default and its help. A switch (default False) comes back as "True" or
+            "False", a whole number (default an int) as what int() reads.
 
     Raises:
         UserError: a flag, a field or a value is wrong; for a mistake in the file it names file and line.
@@ -43,6 +44,8 @@ def read_flags(
     for name, (default, text) in optional.items():
         if isinstance(default, bool):
             flags.DEFINE_boolean(name, default, text, flag_values=values)
+        elif isinstance(default, int):
+            flags.DEFINE_integer(name, default, text, flag_values=values)
         else:
             flags.DEFINE_string(name, default, text, flag_values=values)
     usage = "expected --config=FILE.py[:variant] " + " ".join(f"--{name}=..." for name in others)

@@ -2,7 +2,8 @@
 
 python -m easylm_like.train --config=configs/koala_tiny.py --workdir=DIR [--config.optim.learning_rate=1e-4]
 python -m easylm_like.train at-step 17 --config=... --workdir=DIR      shows the batch of step 17 and its losses
-python -m easylm_like.train verify-resume --config=... --workdir=DIR   proves on short runs that kills change nothing
+python -m easylm_like.train verify-resume --config=... --workdir=NEW   proves that kills change nothing, on two runs of
+    [--steps=40] steps, the second with [--kills=3] SIGKILLs at moments that [--seed=0] chooses
 
 On several hosts the same command on each, with --multihost, or with --coordinator=HOST:PORT --hosts=N --host=I.
 Status 0: finished; 75: ended by SIGTERM with its state saved, start it again; 1: an error that stays.
@@ -18,11 +19,11 @@ from easylm_like.errors import UserError
 from easylm_like.train.config import RunConfig
 
 FLAGS = {"workdir": "where checkpoints, logs and tokens go"}
-HOSTS: dict[str, tuple[str | bool, str]] = {
+HOSTS: dict[str, tuple[str | bool | int, str]] = {
     "multihost": (False, "several hosts, which find each other as a TPU pod, Slurm, Open MPI or Kubernetes says"),
     "coordinator": ("", "HOST:PORT of host 0, where nothing says it"),
-    "hosts": ("0", "how many processes there are, with --coordinator"),
-    "host": ("-1", "which of them this is, from 0 on, with --coordinator"),
+    "hosts": (0, "how many processes there are, with --coordinator"),
+    "host": (-1, "which of them this is, from 0 on, with --coordinator"),
 }
 
 
@@ -66,15 +67,16 @@ def show_step(argv: list[str]) -> None:
 
 def verify_resume(argv: list[str]) -> None:
     """Run the certificate's runs and write it."""
-    more: dict[str, tuple[str | bool, str]] = {
-        "steps": ("0", "steps of each run; 0: as many as config.steps"),
-        "kills": ("3", "how often the second run is killed"),
-        "seed": ("0", "of the moments of the kills"),
+    more: dict[str, tuple[str | bool | int, str]] = {
+        "steps": (40, "steps of each run; 0: as many as config.steps"),
+        "kills": (3, "how often the second run is killed"),
+        "seed": (0, "of the moments of the kills"),
     }
     config, flags = read_flags(argv, RunConfig, FLAGS, more)
-    from easylm_like.train.certify import certify
+    from easylm_like.train.certify import certify, short_run
 
-    certify(config, argv, flags)
+    steps, kills, seed = (int(flags[name]) for name in ("steps", "kills", "seed"))
+    certify(Path(flags["workdir"]), short_run(config, argv, steps or config.steps), kills, seed)
 
 
 def show_fingerprint(argv: list[str]) -> None:

@@ -1,152 +1,225 @@
 """The proof, on this machine with this config, that a run that is killed is the run that is not.
 
 WORKDIR/unbroken/, killed/   the two runs, and what they printed in unbroken.log and killed.log
-        certificate.json     their digests, if they are equal
+        certificate.json     what was run, when it was killed, and the digests of both, if they are equal
+
+The kills are SIGKILLs, spread over the run and by turns in the midst of steps, of a save, and of what comes before the
+first step of a start (imports, data, restoring, compiling); each a random time after that has begun.
 """
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from easylm_like.atomic import atomic_file
 from easylm_like.errors import UserError
+from easylm_like.train.checkpoint import saved_steps
 from easylm_like.train.config import RunConfig
 
-POLL = 0.05  # seconds
+POLL = 0.005  # seconds; the save of a tiny model takes some hundredths
+TRAIN = (sys.executable, "-m", "easylm_like.train")
+STEP_LINE = re.compile(r"^step +(\d+)/", re.MULTILINE)
+
+
+class Moment(StrEnum):
+    """What a run is about when it is killed."""
+
+    STEPS = "taking steps"
+    SAVE = "saving"
+    START = "before its first step"
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """`arguments` are those of every run but its --workdir."""
+class ShortRun:
+    """A command that takes `steps` steps, but for its --workdir; `train` is how the trainer is called."""
 
-    folder: Path
     arguments: list[str]
-    kills: int
-    seed: int
+    steps: int
+    train: tuple[str, ...] = TRAIN
 
 
-def certify(config: RunConfig, argv: Sequence[str], flags: dict[str, str]) -> None:
-    """Run `config` (that of `argv`) twice in WORKDIR, once with kills, compare, and write the certificate.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds that the unbroken run took to its first step, for a step, and for a save."""
+
+    start: float
+    step: float
+    save: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """When a run was killed, and what it left: the last step that it told, whole checkpoints and unfinished ones."""
+
+    moment: Moment
+    after_seconds: float  # of this start
+    told_step: int
+    saved: list[int]
+    unfinished: list[str]
+
+
+def short_run(config: RunConfig, argv: Sequence[str], steps: int) -> ShortRun:
+    """Return the run of `argv`, whose config is `config`, in `steps` steps: a schedule that fits, and four saves."""
+    if steps < 1:
+        raise UserError(f"--steps must be at least 1, or 0 for all of config.steps, got {steps}")
+    warmup = min(config.optim.warmup_steps, steps // 2)
+    changes = {
+        "steps": steps,
+        "optim.warmup_steps": warmup,
+        "optim.decay_steps": min(config.optim.decay_steps, steps - warmup),
+        "checkpoint_every": min(config.checkpoint_every or steps, max(steps // 4, 1)),
+        "milestone_every": 0,
+        "log_every": 1,
+        "log.wandb_project": "",
+        "profile.steps": (),
+    }
+    return ShortRun([*_of_config(argv), *(f"--config.{name}={value}" for name, value in changes.items())], steps)
+
+
+def certify(folder: Path, run: ShortRun, kills: int, seed: int) -> None:
+    """Run twice in `folder`, once with `kills` SIGKILLs, compare, and write the certificate.
 
     Raises:
-        UserError: a flag is no number, a run failed, or the two differ.
+        UserError: there is something in the folder, a run failed or was over before a kill, or the two differ.
     """
-    numbers = {name: flags[name] for name in ("steps", "kills", "seed")}
-    if not all(value.isdigit() for value in numbers.values()):
-        raise UserError(f"--steps, --kills and --seed must be whole numbers, got {numbers}")
-    steps = int(flags["steps"]) or config.steps
-    folder = Path(flags["workdir"])
+    if kills < 1:
+        raise UserError(f"--kills must be at least 1, got {kills}")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; verify-resume makes two runs there: give it a new --workdir")
     folder.mkdir(parents=True, exist_ok=True)
-    trial = Trial(folder, [*_of_config(argv), *_short(config, steps)], int(flags["kills"]), int(flags["seed"]))
-    print(f"{steps} steps without a break in {folder}/unbroken", flush=True)
-    began, first = time.monotonic(), 0.0
-    process = _start(trial, "unbroken")
-    while process.poll() is None:
-        if not first and (folder / "unbroken" / "metrics.jsonl").exists():
-            first = time.monotonic() - began
-        time.sleep(POLL)
-    _expect_success(trial, "unbroken", process.returncode)
-    kills = _run_with_kills(trial, first, time.monotonic() - began - first)
-    wanted, got = (_fingerprint(trial, name) for name in ("unbroken", "killed"))
-    if different := [name for name in wanted if wanted[name] != got[name]]:
+    print(f"{run.steps} steps without a break in {folder}/unbroken", flush=True)
+    pace = _run_unbroken(folder, run)
+    print(
+        f"{pace.start:.1f} s to the first step, {pace.step:.3f} s each, {pace.save:.2f} s for a save; the same with "
+        f"{kills} kills in {folder}/killed",
+        flush=True,
+    )
+    killed = _run_with_kills(folder, run, pace, kills, random.Random(seed))
+    wanted, got = (_fingerprint(folder, run, name) for name in ("unbroken", "killed"))
+    if different := differences(wanted, got):
         raise UserError(
-            f"{folder}: the run that was killed is another one: {', '.join(map(_naming(wanted, got), different))}"
+            f"{folder}: the run that was killed is another one, see unbroken/ and killed/ there. "
+            f"Not equal: {', '.join(different)}"
         )
+    certificate = {
+        "equal": True,
+        "command": [*run.train, *run.arguments],
+        "seed": seed,
+        "kills": [asdict(kill) for kill in killed],
+        "both runs": wanted,
+    }
     with atomic_file(folder / "certificate.json") as path:
-        certificate = {"equal": True, "command": trial.arguments, "kills": kills, "both runs": wanted}
         path.write_text(json.dumps(certificate, indent=2) + "\n")
     print(
-        f"equal to the bit after {len(kills)} kills: {len(wanted['params'])} weights, {len(wanted['optimizer'])} "
-        f"arrays of the optimizer, the PRNG key, the next batches and all losses. {folder}/certificate.json"
+        f"equal to the bit after {kills} kills: {len(wanted['params'])} weights, {len(wanted['optimizer'])} arrays of "
+        f"the optimizer, the PRNG key, the next batches and {len(wanted['losses'])} losses. {folder}/certificate.json"
     )
+
+
+def differences(wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:
+    """Return what differs between two fingerprints, each with its first three arrays or steps."""
+    told = []
+    for part in wanted:
+        if isinstance(wanted[part], dict):
+            keys = dict.fromkeys((*wanted[part], *got[part]))  # in the order of the run
+            inner = [key for key in keys if wanted[part].get(key) != got[part].get(key)]
+            if inner:
+                told.append(f"{part} ({', '.join(inner[:3])}{', ...' * (len(inner) > 3)}: {len(inner)} of {len(keys)})")
+        elif wanted[part] != got[part]:
+            told.append(part)
+    return told
 
 
 def _of_config(argv: Sequence[str]) -> list[str]:
     """Return the arguments that make the config: --config=FILE and --config.x=y, or with their value after a space."""
     kept: list[str] = []
     for argument, before in zip(argv, ["", *argv], strict=False):
-        follows = not argument.startswith("-") and before.startswith("--config") and "=" not in before
-        if argument.startswith("--config") or follows:
+        follows = not argument.startswith("-") and before.startswith(("--config", "-config")) and "=" not in before
+        if argument.startswith(("--config", "-config")) or follows:
             kept.append(argument)
     return kept
 
 
-def _short(config: RunConfig, steps: int) -> list[str]:
-    """Return what makes the run `steps` long: a schedule that fits, and some checkpoints to be killed between."""
-    warmup = min(config.optim.warmup_steps, steps // 2)
-    decay = min(config.optim.decay_steps, steps - warmup)
-    every = config.checkpoint_every
-    return [
-        f"--config.steps={steps}",
-        f"--config.optim.warmup_steps={warmup}",
-        f"--config.optim.decay_steps={decay}",
-        f"--config.checkpoint_every={every if 0 < every <= steps // 2 else max(steps // 4, 1)}",
-        "--config.milestone_every=0",
-        "--config.log_every=1",
-        "--config.profile.steps=()",
-    ]
+class _Seen(NamedTuple):
+    """A look at a run from outside: seconds since its start, the last step it told since, folders of unfinished saves."""
+
+    seconds: float
+    told: int
+    unfinished: list[str]
 
 
-def _run_with_kills(trial: Trial, first: float, rest: float) -> list[dict[str, Any]]:
-    """Run with SIGKILLs, each between the start and one share of the run's time later; return when they were."""
-    moments, kills = random.Random(trial.seed), list[dict[str, Any]]()
-    while len(kills) < trial.kills:
-        process, after = _start(trial, "killed"), moments.uniform(first / 2, first + rest / trial.kills)
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills.append(
-                {"after_seconds": round(after, 2), "then_saved": _saved(trial.folder / "killed" / "checkpoints")}
-            )
-            print(
-                f"kill {len(kills)} of {trial.kills} after {after:.1f} s; saved: {kills[-1]['then_saved']}", flush=True
-            )
-        else:
-            _expect_success(trial, "killed", process.returncode)
-            break  # it was faster than the unbroken one: there is nothing left to kill
-    _expect_success(trial, "killed", _start(trial, "killed").wait())
-    return kills
+def _run_unbroken(folder: Path, run: ShortRun) -> Pace:
+    first, end, saving, saves, before = 0.0, 0.0, 0.0, 0, _Seen(0.0, 0, [])
+    with _started(folder, run, "unbroken") as process:
+        for seen in _watch(folder, "unbroken", process):
+            first = first or (seen.seconds if seen.told else 0.0)
+            saving += seen.seconds - before.seconds if seen.unfinished else 0.0
+            saves += bool(seen.unfinished) and not before.unfinished
+            end, before = seen.seconds, seen
+    _expect_success(folder, "unbroken", process.returncode)
+    return Pace(first or end, (end - first) / run.steps, saving / max(saves, 1))
 
 
-def _saved(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*") if path.name.isdigit())
+def _run_with_kills(folder: Path, run: ShortRun, pace: Pace, kills: int, chance: random.Random) -> list[Kill]:
+    """Kill number n in the n-th of as many equal shares of the run, then let it end; return those that met it alive."""
+    done, lasts = list[Kill](), {Moment.STEPS: pace.step, Moment.SAVE: pace.save, Moment.START: pace.start}
+    for number in range(kills):
+        moment = list(Moment)[number % len(Moment)]
+        step = 1 + int(chance.uniform(number, number + 1) / kills * (run.steps - 1))
+        kill = _kill(folder, run, (moment, step), delay=chance.uniform(0, lasts[moment]))
+        if kill is None:
+            print(f"the run was over before kill {number + 1} of {kills} ({moment.value})", flush=True)
+            break
+        done.append(kill)
+        left = f", unfinished: {' '.join(kill.unfinished)}" if kill.unfinished else ""
+        print(
+            f"kill {number + 1} of {kills} {moment.value}, {kill.after_seconds} s after its start; the last step it told: "
+            f"{kill.told_step or 'none'}; saved: {kill.saved or 'none'}{left}",
+            flush=True,
+        )
+    with _started(folder, run, "killed") as process:
+        process.wait()
+    _expect_success(folder, "killed", process.returncode)
+    if not done:
+        raise UserError(f"{folder / 'killed'}: the run was over before it could be killed; give it more --steps")
+    return done
 
 
-def _start(trial: Trial, name: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "easylm_like.train", *trial.arguments, f"--workdir={trial.folder / name}"]
-    with (trial.folder / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+def _kill(folder: Path, run: ShortRun, when: tuple[Moment, int], delay: float) -> Kill | None:
+    """Start the run, kill it `delay` seconds after `when` has begun: a moment, from a step on. None: it was over."""
+    moment, step = when
+    with _started(folder, run, "killed") as process:
+        for seen in _watch(folder, "killed", process):
+            # A start deletes first what a kill left unfinished; a save of its own comes after a step of its own.
+            saving = seen.told and seen.unfinished
+            if moment == Moment.START or (seen.told >= step and (moment == Moment.STEPS or saving)):
+                time.sleep(delay)
+                break
+    if process.returncode != -signal.SIGKILL:
+        _expect_success(folder, "killed", process.returncode)
+        return None
+    last = seen_now = _look(folder, "killed", process)
+    return Kill(moment)
 
 
-def _expect_success(trial: Trial, name: str, status: int) -> None:
-    if status:
-        lines = (trial.folder / f"{name}.log").read_text().splitlines() or [""]
-        raise UserError(f"{trial.folder / name}: the run ended with status {status}: {lines[-1]}")
-
-
-def _fingerprint(trial: Trial, name: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "easylm_like.train", "fingerprint", *trial.arguments]
-    done = subprocess.run([*command, f"--workdir={trial.folder / name}"], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{trial.folder / name}: {(done.stderr.splitlines() or ['no fingerprint'])[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _naming(wanted: dict[str, Any], got: dict[str, Any]) -> Any:
-    def name(part: str) -> str:
-        if not isinstance(wanted[part], dict):
-            return part
-        inner = [key for key in wanted[part].keys() | got[part].keys() if wanted[part].get(key) != got[part].get(key)]
-        return f"{part} ({', '.join(sorted(inner)[:3])}{', ...' * (len(inner) > 3)})"
-
-    return name
+@contextmanager
+def _started(folder: Path, run: ShortRun, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the run; it is killed if it has not ended by itself at the end of the `with`."""
+    with (folder / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*run.train, *run.arguments, f"--workdir={folder / name}"], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()

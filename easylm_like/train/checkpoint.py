@@ -33,10 +33,6 @@ Folder = str | os.PathLike[str]
 PARTIAL, DELETED, DAMAGED = ".partial", ".deleted", ".damaged"  # STEP.partial: not, no longer, no checkpoint
 RUN = "run.json"
 
-# Orbax warns of every item that it is not asked for, and shows the traceback of an error that it also raises.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-
-
 def saved_steps(folder: Folder) -> list[int]:
     """Return the steps that have a checkpoint, ascending; none if there is no such folder."""
     return sorted(int(path.name) for path in Path(folder).glob("*") if path.name.isdigit())
@@ -58,6 +54,7 @@ def newest_step(folder: Folder, step: int | None = None) -> int:
 
 def new_checkpointer() -> ocp.AsyncCheckpointer:
     """Return what writes the arrays of states in the background, one state at a time."""
+    logging.getLogger("absl").addFilter(_not_orbax)
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
 
@@ -164,6 +161,11 @@ def read_run_info(folder: Folder, step: int | None = None) -> tuple[int, RunInfo
 def saved_digest(folder: Folder, step: int) -> str:
     """Return a digest that changes whenever `step` is saved anew (Orbax gives its files other names)."""
     return hashlib.sha256((_step_folder(folder, step) / DIGESTS).read_bytes()).hexdigest()
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    """Keep Orbax from showing the traceback of an error that it also raises."""
+    return "orbax" not in record.pathname
 
 
 def _check(folder: Folder, step: int, under: str) -> None:

@@ -81,7 +81,7 @@ def everything(workdir: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(workdir)): path.read_bytes()
         for path in workdir.rglob("*")
-        if path.is_file() and path.name != "train.log"
+        if path.is_file() and path.name not in ("train.log", ".lock")
     }
 
 
@@ -141,7 +141,8 @@ def test_a_run_learns_and_writes_down_what_it_did(unbroken: Path, new_config: Ne
     written = json.loads((unbroken / "config.json").read_text())
     assert written["config"]["optim"]["learning_rate"] == new_config().optim.learning_rate
     assert {"jax", "flax", "optax"} <= set(written["versions"])
-    assert read_run_info(unbroken / "checkpoints") == (8, written)
+    measured = {"heldout_loss": heldout[8]["all"]}
+    assert read_run_info(unbroken / "checkpoints") == (8, written | measured)
     assert {path.name for path in (unbroken / "tokenizer").iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}
     summaries = [json.loads(path.read_text()) for path in (unbroken / "tokens").glob("*/summary.json")]
     for counts in summaries:
@@ -336,9 +337,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(new_config: N
     config = new_config()
     config.optim.learning_rate, config.optim.warmup_steps, config.log_every = 1e30, 0, 4
     config.profile.steps, config.data.heldout = (1, 8), ""
-    with pytest.raises(UserError, match=r"step 2: loss .*, gradient norm nan; .*learning_rate"):
+    with pytest.raises(UserError, match=r"step 2: loss .*, gradient norm nan; .*learning_rate") as told:
         train(config, tmp_path / "run")
     assert list(metrics(tmp_path / "run")) == [1], "the log counts steps as the sentence does"
+    loader = prepare(config, tmp_path / "run").loader
+    wanted = [loader.dataset.record_ids[record] for _, _, _, record in loader.places(1)]
+    assert f"Its batch: {', '.join(wanted[:5])}, ..." in str(told.value)
+    assert f"the batch of {len(wanted)} records: {' '.join(wanted)}\n" in (tmp_path / "run" / "train.log").read_text()
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb")), "the trace that was open is not lost"
 
