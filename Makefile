@@ -6,7 +6,7 @@ python := .venv/bin/python
 # Many short processes import the same big libraries: let the first one keep what it compiled, whatever the machine says.
 export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
-.PHONY: help setup koala check format lock
+.PHONY: help setup koala check ahead-tpu ahead-cuda format lock
 # A recipe that fails must not leave a stamp that says it succeeded.
 .DELETE_ON_ERROR:
 
@@ -14,6 +14,7 @@ help:
 	@echo "make koala   train, convert and evaluate a small Koala on this machine, in runs/koala_tiny"
 	@echo "make setup   .venv with what training, converting and evaluating need"
 	@echo "make check   format, lint, types, tests, and the tests on the built wheel: what CI runs"
+	@echo "make ahead-tpu, make ahead-cuda   compile the training step for TPUs or GPUs that are not here, and check what is in it"
 	@echo "make format  rewrite the files as the check wants them"
 	@echo "make lock    choose the newest versions that setup.cfg allows and write requirements.lock"
 
@@ -31,6 +32,11 @@ koala: .venv/.locked
 
 check: .venv/.torch
 	scripts/check.sh
+
+# Not in the check: the library that compiles for TPUs has 0.5 GB, those for NVIDIA's GPUs have 4 GB. Neither needs a device.
+ahead-tpu ahead-cuda: ahead-%: .venv/.torch
+	.venv/bin/uv pip install --quiet --python $(python) --constraint requirements.lock --requirement setup.cfg --extra $*
+	$(python) -m pytest tests/train/test_compile_ahead.py -k $*
 
 format: .venv/.locked
 	$(python) -m ruff format .

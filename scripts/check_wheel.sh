@@ -31,4 +31,4 @@ for package in (data_prep, easylm_like, eval):
     place = pathlib.Path(package.__file__).resolve()
     assert place.is_relative_to(pathlib.Path(sys.argv[1]).resolve()), f"{package.__name__} comes from {place}"
 PYTHON
-"$python" -m pytest -n 2 -m "not checkout"
+"$python" -m pytest -n 2 -m "not checkout and not slow"

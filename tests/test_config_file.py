@@ -117,6 +117,36 @@ def test_a_mistake_on_the_command_line_names_the_flag(file: Callable[..., Path],
         read(f"--config={file()}", "--workdir=w", flag)
 
 
+OPTIONAL: dict[str, tuple[str | bool | int, str]] = {
+    "fast": (False, "a switch"),
+    "count": (3, "a whole number"),
+    "place": ("here", "some text"),
+}
+
+
+@pytest.mark.parametrize(
+    ("argv", "values"),
+    [
+        ([], ("False", "3", "here")),
+        (["--fast", "--count=-7", "--place=HOST:80"], ("True", "-7", "HOST:80")),
+        (["--fast=true", "--count", "12", "--place="], ("True", "12", "")),
+        (["--nofast"], ("False", "3", "here")),
+    ],
+)
+def test_a_flag_that_may_be_left_out_has_its_default(
+    file: Callable[..., Path], argv: list[str], values: tuple[str, str, str]
+) -> None:
+    config, others = read_flags([f"--config={file()}", "--workdir=w", *argv], Run, {"workdir": ""}, OPTIONAL)
+    assert config == Run()
+    assert others == {"workdir": "w"} | dict(zip(OPTIONAL, values, strict=True))
+
+
+@pytest.mark.parametrize("flag", ["--count=two", "--count=1.5", "--count=", "--fast=perhaps", "--pace=here"])
+def test_a_wrong_value_of_such_a_flag_is_named(file: Callable[..., Path], flag: str) -> None:
+    with pytest.raises(UserError, match=flag.removeprefix("--").split("=")[0]):
+        read_flags([f"--config={file()}", "--workdir=w", flag], Run, {"workdir": ""}, OPTIONAL)
+
+
 def test_a_missing_file_or_flag_is_named(file: Callable[..., Path], tmp_path: Path) -> None:
     usage = r"expected --config=FILE.py\[:variant\] --workdir=..."
     for argv, sentence in (

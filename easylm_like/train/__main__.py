@@ -45,12 +45,10 @@ def main(argv: list[str]) -> None:
 def run(argv: list[str]) -> None:
     """Train; exit with EXIT_SAVED if SIGTERM ended it."""
     config, flags = read_flags(argv, RunConfig, FLAGS, HOSTS)
-    from easylm_like.train.hosts import join_hosts  # after the flags: a typo should not wait for jax
-    from easylm_like.train.loop import train
+    from easylm_like.train.loop import train  # after the flags: a typo should not wait for jax
     from easylm_like.train.stop import EXIT_SAVED
 
-    if flags["multihost"] == "True" or flags["coordinator"]:
-        join_hosts(flags["coordinator"], int(flags["hosts"]), int(flags["host"]))
+    _join(flags)
     if not train(config, Path(flags["workdir"])):
         sys.exit(EXIT_SAVED)
 
@@ -59,9 +57,10 @@ def show_step(argv: list[str]) -> None:
     """Print the batch of a step."""
     if not argv or not argv[0].isdigit():
         raise UserError("expected at-step N --config=... --workdir=..., N as in the log")
-    config, flags = read_flags(argv[1:], RunConfig, FLAGS)
+    config, flags = read_flags(argv[1:], RunConfig, FLAGS, HOSTS)
     from easylm_like.train.at_step import print_step
 
+    _join(flags)
     print_step(config, Path(flags["workdir"]), int(argv[0]))
 
 
@@ -85,6 +84,13 @@ def show_fingerprint(argv: list[str]) -> None:
     from easylm_like.train.fingerprint import fingerprint
 
     print(json.dumps(fingerprint(config, Path(flags["workdir"]))))
+
+
+def _join(flags: dict[str, str]) -> None:
+    from easylm_like.train.hosts import join_hosts
+
+    if flags["multihost"] == "True" or flags["coordinator"]:
+        join_hosts(flags["coordinator"], int(flags["hosts"]), int(flags["host"]))
 
 
 if __name__ == "__main__":

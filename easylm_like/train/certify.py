@@ -10,6 +10,7 @@ first step of a start (imports, data, restoring, compiling); each a random time 
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from easylm_like.train.config import RunConfig
 
 POLL = 0.005  # seconds; the save of a tiny model takes some hundredths
 TRAIN = (sys.executable, "-m", "easylm_like.train")
-STEP_LINE = re.compile(r"^step +(\d+)/", re.MULTILINE)
+STEP_LINE = re.compile(rb"^step +(\d+)/", re.MULTILINE)
 
 
 class Moment(StrEnum):
@@ -120,8 +121,9 @@ def certify(folder: Path, run: ShortRun, kills: int, seed: int) -> None:
     with atomic_file(folder / "certificate.json") as path:
         path.write_text(json.dumps(certificate, indent=2) + "\n")
     print(
-        f"equal to the bit after {kills} kills: {len(wanted['params'])} weights, {len(wanted['optimizer'])} arrays of "
-        f"the optimizer, the PRNG key, the next batches and {len(wanted['losses'])} losses. {folder}/certificate.json"
+        f"equal to the bit after {len(killed)} kills: {len(wanted['params'])} weights, {len(wanted['optimizer'])} "
+        f"arrays of the optimizer, the PRNG key, the next batches, {len(wanted['losses'])} losses. "
+        f"{folder}/certificate.json"
     )
 
 
@@ -149,28 +151,77 @@ def _of_config(argv: Sequence[str]) -> list[str]:
     return kept
 
 
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A run in a process of its own. Its log goes on where that of its last start ended, at the byte `since`."""
+
+    process: subprocess.Popen[bytes]
+    workdir: Path
+    began: float
+    since: int
+
+    def look(self) -> "_Seen":
+        """Return what can be seen of it from outside."""
+        with _log_of(self.workdir).open("rb") as log:
+            log.seek(self.since)
+            told = STEP_LINE.findall(log.read())
+        unfinished = sorted(path.name for path in (self.workdir / "checkpoints").glob("*.partial*"))
+        return _Seen(time.monotonic() - self.began, int(told[-1]) if told else 0, unfinished)
+
+    def watch(self) -> Iterator["_Seen"]:
+        """Look at it again and again until it ends."""
+        while self.process.poll() is None:
+            yield self.look()
+            time.sleep(POLL)
+
+
 class _Seen(NamedTuple):
-    """A look at a run from outside: seconds since its start, the last step it told since, folders of unfinished saves."""
+    """Seconds since a start, the last step that was told since, and the folders of unfinished saves."""
 
     seconds: float
     told: int
     unfinished: list[str]
 
 
+@contextmanager
+def _started(folder: Path, run: ShortRun, name: str) -> Iterator[_Child]:
+    """Start the run FOLDER/NAME; it is killed at the end of the `with` if it has not ended by itself."""
+    workdir = folder / name
+    with _log_of(workdir).open("ab") as log:
+        since, began = log.tell(), time.monotonic()
+        command = [*run.train, *run.arguments, f"--workdir={workdir}"]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield _Child(process, workdir, began, since)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _log_of(workdir: Path) -> Path:
+    return workdir.with_name(f"{workdir.name}.log")
+
+
+def _expect_success(child: _Child) -> None:
+    if status := child.process.wait():
+        lines = _log_of(child.workdir).read_text().splitlines() or [""]
+        raise UserError(f"{child.workdir}: the run ended with status {status}: {lines[-1]}")
+
+
 def _run_unbroken(folder: Path, run: ShortRun) -> Pace:
-    first, end, saving, saves, before = 0.0, 0.0, 0.0, 0, _Seen(0.0, 0, [])
-    with _started(folder, run, "unbroken") as process:
-        for seen in _watch(folder, "unbroken", process):
+    first, saving, saves, before = 0.0, 0.0, 0, _Seen(0.0, 0, [])
+    with _started(folder, run, "unbroken") as child:
+        for seen in child.watch():
             first = first or (seen.seconds if seen.told else 0.0)
             saving += seen.seconds - before.seconds if seen.unfinished else 0.0
             saves += bool(seen.unfinished) and not before.unfinished
-            end, before = seen.seconds, seen
-    _expect_success(folder, "unbroken", process.returncode)
-    return Pace(first or end, (end - first) / run.steps, saving / max(saves, 1))
+            before = seen
+        _expect_success(child)
+    return Pace(first or before.seconds, (before.seconds - first) / run.steps, saving / max(saves, 1))
 
 
 def _run_with_kills(folder: Path, run: ShortRun, pace: Pace, kills: int, chance: random.Random) -> list[Kill]:
-    """Kill number n in the n-th of as many equal shares of the run, then let it end; return those that met it alive."""
+    """Kill the run in each of as many equal shares of its steps, then let it end; return the kills that met it."""
     done, lasts = list[Kill](), {Moment.STEPS: pace.step, Moment.SAVE: pace.save, Moment.START: pace.start}
     for number in range(kills):
         moment = list(Moment)[number % len(Moment)]
@@ -180,46 +231,39 @@ def _run_with_kills(folder: Path, run: ShortRun, pace: Pace, kills: int, chance:
             print(f"the run was over before kill {number + 1} of {kills} ({moment.value})", flush=True)
             break
         done.append(kill)
-        left = f", unfinished: {' '.join(kill.unfinished)}" if kill.unfinished else ""
+        left = f", unfinished {' '.join(kill.unfinished)}" if kill.unfinished else ""
         print(
-            f"kill {number + 1} of {kills} {moment.value}, {kill.after_seconds} s after its start; the last step it told: "
-            f"{kill.told_step or 'none'}; saved: {kill.saved or 'none'}{left}",
+            f"kill {number + 1} of {kills} {moment.value}, {kill.after_seconds} s after its start, the last step it "
+            f"told: {kill.told_step or 'none'}; saved {kill.saved or 'none'}{left}",
             flush=True,
         )
-    with _started(folder, run, "killed") as process:
-        process.wait()
-    _expect_success(folder, "killed", process.returncode)
+    with _started(folder, run, "killed") as child:
+        _expect_success(child)
     if not done:
         raise UserError(f"{folder / 'killed'}: the run was over before it could be killed; give it more --steps")
     return done
 
 
 def _kill(folder: Path, run: ShortRun, when: tuple[Moment, int], delay: float) -> Kill | None:
-    """Start the run, kill it `delay` seconds after `when` has begun: a moment, from a step on. None: it was over."""
+    """Start the run and kill it `delay` seconds after a moment has begun, from a step on; None if it was over."""
     moment, step = when
-    with _started(folder, run, "killed") as process:
-        for seen in _watch(folder, "killed", process):
-            # A start deletes first what a kill left unfinished; a save of its own comes after a step of its own.
+    with _started(folder, run, "killed") as child:
+        for seen in child.watch():
+            # A start deletes what a kill left unfinished before it takes a step; what is there after one is its own.
             saving = seen.told and seen.unfinished
             if moment == Moment.START or (seen.told >= step and (moment == Moment.STEPS or saving)):
                 time.sleep(delay)
                 break
-    if process.returncode != -signal.SIGKILL:
-        _expect_success(folder, "killed", process.returncode)
+    if child.process.returncode != -signal.SIGKILL:
+        _expect_success(child)
         return None
-    last = seen_now = _look(folder, "killed", process)
-    return Kill(moment)
+    seen = child.look()
+    return Kill(moment, round(seen.seconds, 2), seen.told, saved_steps(child.workdir / "checkpoints"), seen.unfinished)
 
 
-@contextmanager
-def _started(folder: Path, run: ShortRun, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the run; it is killed if it has not ended by itself at the end of the `with`."""
-    with (folder / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*run.train, *run.arguments, f"--workdir={folder / name}"], stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+def _fingerprint(folder: Path, run: ShortRun, name: str) -> dict[str, Any]:
+    command = [*run.train, "fingerprint", *run.arguments, f"--workdir={folder / name}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{folder / name}: {(done.stderr.splitlines() or ['no fingerprint'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])

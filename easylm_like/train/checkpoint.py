@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from easylm_like.digests import DIGESTS, find_damage, write_digests
+from easylm_like.digests import DIGESTS, find_damage, flush, write_digests
 from easylm_like.errors import UserError
 from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import Params
@@ -32,6 +33,10 @@ Folder = str | os.PathLike[str]
 
 PARTIAL, DELETED, DAMAGED = ".partial", ".deleted", ".damaged"  # STEP.partial: not, no longer, no checkpoint
 RUN = "run.json"
+# Orbax could make them in the background too; but if that fails, its other threads wait 20 minutes for them, and no
+# process ends before its threads.
+DIRECTORIES_FIRST = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
 
 def saved_steps(folder: Folder) -> list[int]:
     """Return the steps that have a checkpoint, ascending; none if there is no such folder."""
@@ -54,8 +59,11 @@ def newest_step(folder: Folder, step: int | None = None) -> int:
 
 def new_checkpointer() -> ocp.AsyncCheckpointer:
     """Return what writes the arrays of states in the background, one state at a time."""
-    logging.getLogger("absl").addFilter(_not_orbax)
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    # Orbax shows the traceback of an error that it also raises, and Python those of the other writes that fail with it.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_orbax)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize.* was never awaited", RuntimeWarning)
+    return ocp.AsyncCheckpointer(_arrays_handler(), async_options=DIRECTORIES_FIRST)
 
 
 def begin_save(checkpointer: ocp.AsyncCheckpointer, folder: Folder, state: TrainState) -> None:
@@ -70,11 +78,12 @@ def finish_save(folder: Folder, step: int, run: RunInfo) -> None:
     (partial / RUN).write_text(json.dumps(run, indent=2) + "\n")
     write_digests(partial)
     partial.replace(_step_folder(folder, step))
+    flush(partial.parent)  # before older checkpoints are deleted
 
 
 def save_params(folder: Folder, params: Mapping[str, np.ndarray], run: RunInfo, step: int = 0) -> None:
     """Write weights alone as a checkpoint, for runs that start from them."""
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    checkpointer = ocp.Checkpointer(_arrays_handler())
     checkpointer.save(_partial(folder, step), args=ocp.args.Composite(params=ocp.args.PyTreeSave(dict(params))))
     finish_save(folder, step, run)
 
@@ -163,16 +172,17 @@ def saved_digest(folder: Folder, step: int) -> str:
     return hashlib.sha256((_step_folder(folder, step) / DIGESTS).read_bytes()).hexdigest()
 
 
+def _arrays_handler() -> ocp.CompositeCheckpointHandler:
+    return ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=DIRECTORIES_FIRST))
+
+
 def _not_orbax(record: logging.LogRecord) -> bool:
-    """Keep Orbax from showing the traceback of an error that it also raises."""
-    return "orbax" not in record.pathname
+    return "orbax" not in record.pathname + logging.Formatter().format(record)
 
 
 def _check(folder: Folder, step: int, under: str) -> None:
     if damage := step_damage(folder, step, under):
-        old = (_step_folder(folder, step) / "_CHECKPOINT_METADATA").exists() and not (
-            _step_folder(folder, step) / RUN
-        ).exists()
+        old = (_step_folder(folder, step) / "run").is_dir()
         why = "an earlier version of easylm_like wrote it: go on with that one" if old else "copy it again"
         raise UserError(f"{'; '.join(damage)}; {why}, or take another checkpoint of {saved_steps(folder)}")
 

@@ -37,7 +37,7 @@ from easylm_like.train.config import RunConfig
 from easylm_like.train.feed import prefetch
 from easylm_like.train.flops import Work, palm_flops, peak_tflops, strict_flops, visible_pairs
 from easylm_like.train.heldout import group_names, heldout_losses
-from easylm_like.train.hosts import on_first_host
+from easylm_like.train.hosts import on_every_host, on_first_host
 from easylm_like.train.prepare import Prepared, check_continues, fit_rows, prepare, write_workdir
 from easylm_like.train.runlog import RunLog, Stopwatch, memory, step_line
 from easylm_like.train.samples import answer_texts
@@ -84,7 +84,7 @@ def train(config: RunConfig, workdir: Path) -> bool:
                 log.track(open_trackers(config.log, workdir, run.info, log.history()))
             log.line(_describe(run))
             log.line(_describe_attention(run))
-            state = _first_state(run, folder, done)
+            state = on_every_host(lambda: _first_state(run, folder, done))
             log.line(f"start at step {int(state.step)} of {config.steps}")
             with Saver(folder, config, run.info) as saver, StopRequest() as stop:
                 return _run_steps(run, state, saver, stop, log)

@@ -23,7 +23,7 @@ from easylm_like.model.partition import batch_part, make_mesh
 from easylm_like.provenance import git_revision, versions
 from easylm_like.train.checkpoint import RunInfo, shape_to_json
 from easylm_like.train.config import RunConfig, check_batch, check_run
-from easylm_like.train.hosts import on_first_host
+from easylm_like.train.hosts import on_every_host, on_first_host
 from easylm_like.train.optim import make_optimizer, make_schedule
 from easylm_like.train.saver import HELDOUT
 from easylm_like.train.start import Start, find_start
@@ -74,9 +74,13 @@ def prepare(config: RunConfig, workdir: Path) -> Prepared:
     """Check `config` and tokenise its data into WORKDIR/tokens/; nothing else is written yet.
 
     Raises:
-        UserError: something in the config, the data or the start does not fit.
+        UserError: something in the config, the data or the start does not fit, on this host or on another.
     """
     check_run(config)
+    return on_every_host(partial(_prepare, config, workdir))
+
+
+def _prepare(config: RunConfig, workdir: Path) -> Prepared:
     check_trackers(config.log)
     mesh = make_mesh(config.mesh)
     check_batch(config, dict(mesh.shape))
@@ -163,9 +167,14 @@ def _loader(config: RunConfig, path: str, tokenizer: Tokenizer, workdir: Path, m
         too_long=config.data.too_long,
         cache=workdir / "tokens",
     )
-    on_first_host(lambda: len(tokenize()))  # the others find it done
+    digest = on_first_host(lambda: tokenize().digest)  # the others find it done
+    if not (workdir / "tokens" / digest[:16]).is_dir():
+        raise UserError(f"{workdir}: it lacks what the first host wrote there; all hosts must share the work directory")
+    dataset = tokenize()
+    if dataset.digest != digest:
+        raise UserError(f"{path}, the tokenizer or the version of easylm_like is not that of the first host")
     return make_loader(
-        tokenize(),
+        dataset,
         config.data.row_length,
         config.batch_size,
         config.seed,

@@ -3,8 +3,12 @@
 import errno
 import math
 import os
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +27,7 @@ from easylm_like.train.checkpoint import (
     saved_steps,
 )
 from easylm_like.train.config import RunConfig
+from easylm_like.train.hosts import on_every_host
 from easylm_like.train.state import TrainState
 
 HELDOUT = "heldout_loss"  # in run.json, if it was measured
@@ -39,18 +44,24 @@ class Saver:
         self._main = jax.process_index() == 0
         self._checkpointer, self._thread = new_checkpointer(), ThreadPoolExecutor(1, thread_name_prefix="save")
         self._pending: tuple[int, Future[None]] | None = None
+        self._quiet = _quiet_orbax()
         if self._main:
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
 
     def __enter__(self) -> Self:
+        self._quiet.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            self.wait()
+            if self._pending and kind is not None and not issubclass(kind, UserError):
+                self._end(*self._pending)  # this host alone may be ending: there is nobody to meet
+            else:
+                self.wait()
         finally:
             self._thread.shutdown()
+            self._quiet.__exit__(None, None, None)
 
     def save(self, state: TrainState, heldout_loss: float | None = None) -> None:
         """Begin to save a state under its step number; it may be changed as soon as this returns.
@@ -69,8 +80,11 @@ class Saver:
         self._pending = step, self._thread.submit(self._finish, step, run)
 
     def check(self) -> None:
-        """Raise a UserError if the save in the background has failed."""
-        if self._pending and self._pending[1].done():
+        """Raise a UserError if the save in the background has failed; of several hosts' run the next save tells.
+
+        They would find out after different steps, and some would wait for the others in the one after.
+        """
+        if jax.process_count() == 1 and self._pending and self._pending[1].done():
             self.wait()
 
     def wait(self) -> None:
@@ -82,6 +96,10 @@ class Saver:
         if self._pending is None:
             return
         (step, pending), self._pending = self._pending, None
+        # Together: a host that ended before the first one has written the digests would end that one too.
+        on_every_host(partial(self._end, step, pending))
+
+    def _end(self, step: int, pending: Future[None]) -> None:
         try:
             pending.result()
         except Exception as error:  # as in save
@@ -97,16 +115,43 @@ class Saver:
             finish_save(self._folder, step, run)
 
     def _failure(self, step: int, error: Exception) -> UserError:
-        if self._main:
-            remove_unfinished(self._folder)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "ENOSPC" in str(error)
+        self._give_up()
+        full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
         what = "the disk is full" if full else str(error).splitlines()[0] if str(error) else type(error).__name__
         kept = saved_steps(self._folder)
         return UserError(
             f"{self._folder}: the checkpoint of step {step} could not be written: {what}. "
             + (f"Those of steps {kept} are whole" if kept else "There is none before it")
-            + "; make room and start the run again: it goes on from the newest"
+            + f"; {'make room' if full else 'mend that'} and start the run again"
+            + (": it goes on from the newest" if kept else "")
         )
+
+    def _give_up(self) -> None:
+        """Forget the save that has failed and delete its files, so that the next one can succeed."""
+        failed, self._checkpointer = self._checkpointer, new_checkpointer()
+        for _ in range(3):  # each time it raises another of the errors that it kept for later
+            with suppress(Exception):
+                failed.close()
+        for _ in range(50 * self._main):
+            with suppress(OSError):  # a write that Orbax no longer waits for may make a file meanwhile
+                remove_unfinished(self._folder)
+                break
+            time.sleep(0.1)
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keep from the terminal that a write which Orbax gave up, because another has failed, came to its end."""
+
+    def unless_closed(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    before, sys.unraisablehook = sys.unraisablehook, unless_closed
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def steps_to_keep(losses: Mapping[int, float | None], config: RunConfig) -> set[int]:

@@ -3,9 +3,9 @@
 As OLMo-core's SkipStepOptimizer and Levanter's skip_bad_steps do, with 6 standard deviations over 128 steps in both.
 What is otherwise here:
 
-- A spike enters the history as the limit it went beyond, so that one does not hide the next. In theirs a single
-  gradient 1000 times too large lets everything below 500 times through for the next 128 steps. A lasting change of level
-  is accepted all the same: of 10 standard deviations after about 5 steps, of 100 after 23, of 1000 after 42.
+- A spike enters the history as the limit it went beyond, so that one does not hide the next. In theirs one gradient
+  1000 times too large lets everything below 500 times through for the next 128 steps. A lasting change of level is
+  accepted all the same: of 10 standard deviations after about 5 steps, of 100 after 23, of 1000 after 42.
 - A fall is no spike. OLMo's rule skips one too, such as that of the loss at the start of a second epoch.
 - A loss or norm that is no finite number is no spike but the end of the run. Theirs skip it, and then every step until
   it has left the history.

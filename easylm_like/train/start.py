@@ -54,8 +54,8 @@ def find_start(init_from: str) -> Start:
     Raises:
         UserError: it is none of the three, or damaged.
     """
-    path = Path(init_from)
-    if (path / RUN).is_file():
+    path = Path(init_from).absolute()  # the current folder has a name too
+    if path.name.isdigit() and any((path / name).exists() for name in (RUN, "params")):
         return _checkpoint(path.parent, int(path.name), path.parent.parent / "tokenizer")
     if (path / "checkpoints").is_dir():
         return _checkpoint(path / "checkpoints", newest_step(path / "checkpoints"), path / "tokenizer")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from easylm_like.convert import keys
 from easylm_like.convert.__main__ import convert_from_hf, convert_to_hf
 from easylm_like.convert.verify import probe_prompts, verify_logits, verify_tokenizer
 from easylm_like.data.template import KOALA, PLAIN
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
+from easylm_like.hf import keys
 
 from .conftest import SHAPES, Export
 

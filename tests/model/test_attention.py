@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from easylm_like.model.attention import Places, attend
 from easylm_like.model.config import Attention
+from easylm_like.model.partition import MeshConfig, make_mesh
 
 H = 8
 BACKENDS = [Attention.XLA, Attention.CHUNKED]
@@ -239,3 +240,36 @@ def test_chunked_attention_never_holds_all_scores(length: int) -> None:
 
     assert largest(gradient(Attention.XLA), *arrays[:3]) == length**2
     assert largest(gradient(Attention.CHUNKED), *arrays[:3]) < length**2 / 3
+
+
+ACROSS = [(100, 140, 8), (5,) * 20, ()]  # records over the borders of pieces, pieces of padding, a row of it
+
+
+@pytest.mark.parametrize(
+    ("sizes", "length", "heads", "window", "platform"),
+    [
+        pytest.param((4, 2, 1), 288, (2, 1), None, "cpu", id="two pieces of 144"),
+        pytest.param((2, 4, 1), 288, (2, 2), 30, "cpu", id="four of 72, a window over the borders"),
+        pytest.param((2, 2, 2), 320, (4, 2), 90, "cpu", id="two of 160 for each half of the heads, a window"),
+        pytest.param((1, 4, 2), 256, (6, 2), None, "cpu", id="four of one block for each half of the heads"),
+        pytest.param((1, 8, 1), 264, (1, 1), 70, "cpu", id="eight of 33"),
+        pytest.param((2, 4, 1), 1100, (2, 1), 90, "gpu", id="four of 275, all rows of a device at once"),
+    ],
+)
+def test_pieces_of_rows_on_other_devices_attend_as_torch_attends_over_each_record(
+    sizes: tuple[int, int, int],
+    length: int,
+    heads: tuple[int, int],
+    window: int | None,
+    platform: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With three keys of ten forgotten; a query is left at least one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)  # how the blocks are cut depends on it
+    places, arrays = packed([*ACROSS, (length,)], length), drawn(4, length, *heads)
+    hidden = (np.random.default_rng(0).random(places[0].shape) < 0.3) & (places[1] % (window or length) > 0)
+    k_segments = np.where(hidden & (places[0] > 0), -1, places[0]).astype(np.int32)
+    fsdp, sequence, tensor = sizes
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=fsdp, sequence=sequence, tensor=tensor))):
+        got = ours(arrays, places, k_segments, Attention.CHUNKED, window)
+    assert_close(got, torchs(arrays, places, k_segments, window), places[0] > 0)

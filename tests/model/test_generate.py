@@ -12,8 +12,10 @@ import transformers
 
 from easylm_like.convert.load import LoadedModel
 from easylm_like.errors import UserError
-from easylm_like.model.config import Compute
+from easylm_like.model.config import Attention, Compute
 from easylm_like.model.generate import Sampling, generate, sample
+from easylm_like.model.llama import param_shardings
+from easylm_like.model.partition import MeshConfig, make_mesh
 
 from .conftest import Twins
 
@@ -155,3 +157,17 @@ def test_ids_are_drawn_with_their_probabilities(sampling: Sampling, keep: int) -
 )
 def test_greedy_by_any_name(sampling: Sampling) -> None:
     assert drawn(sampling).tolist() == [0, DRAWS, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "several"),
+    [(MeshConfig(), 3), (MeshConfig(fsdp=2, sequence=2, tensor=2), 5)],
+    ids=["fewer rows than devices", "all axes"],
+)
+def test_a_mesh_changes_no_id(stories: LoadedModel, prompts: list[np.ndarray], sizes: MeshConfig, several: int) -> None:
+    """As in a training run: the weights lie in parts, and the model trains with chunked attention."""
+    mesh, config = make_mesh(sizes), replace(stories.config, compute=Compute(attention=Attention.CHUNKED))
+    params = jax.device_put(stories.params, param_shardings(config, mesh))
+    with jax.set_mesh(mesh):
+        got = generate(config, params, prompts[:several], max_new=8, stop_ids=())
+    assert [ids.tolist() for ids in got] == [ids[:8] for ids in decode(stories, prompts)[:several]]

@@ -1,6 +1,6 @@
 """The mesh and the table: every weight has a place, and what does not fit is named before anything is allocated."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from easylm_like.errors import UserError
 from easylm_like.model.llama import abstract_model, param_shardings
-from easylm_like.model.partition import MESH_AXES, MeshConfig, constrain, make_mesh, partition_spec
+from easylm_like.model.partition import MESH_AXES, MeshConfig, batch_part, constrain, make_mesh, partition_spec
 from easylm_like.model.presets import get_preset
 
 from .conftest import GQA
@@ -102,3 +102,58 @@ def test_activations_are_cut_by_batch_and_length() -> None:
         laid_out = jax.jit(lambda x: constrain(x, "batch", "length", "hidden") + 1)(x)
     assert {shard.data.shape for shard in laid_out.addressable_shards} == {(2, 2, 2)}
     assert constrain(x, "batch", "length", "hidden") is x  # outside of a mesh
+
+
+@dataclass(frozen=True)
+class Host:
+    number: int
+
+    def process_index(self) -> int:
+        return self.number
+
+
+@dataclass(frozen=True)
+class Device:
+    """What jax asks of a device to tell which host holds it; `client` is the host that asks."""
+
+    id: int
+    process_index: int
+    client: Host
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def seen_from(host: int, order: list[int], per_host: int = 4) -> list[jax.Device]:
+    return [Device(number, number // per_host, Host(host)) for number in order]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shared"),
+    [
+        ((1, 8, 1, 1), False),
+        ((2, 4, 1, 1), False),
+        ((1, 4, 1, 2), False),
+        ((2, 1, 2, 2), False),
+        ((1, 2, 4, 1), False),
+        ((1, 1, 8, 1), True),
+        ((1, 1, 4, 2), True),
+        ((1, 1, 1, 8), True),
+    ],
+)
+def test_a_host_makes_the_rows_that_its_devices_hold(sizes: tuple[int, ...], shared: bool) -> None:
+    config = MeshConfig(**dict(zip(MESH_AXES, sizes, strict=True)))
+    parts = [batch_part(make_mesh(config, seen_from(host, [*range(8)])), 16) for host in range(2)]
+    assert parts == ([range(16), range(16)] if shared else [range(8), range(8, 16)])
+
+
+def test_hosts_may_share_some_of_their_rows() -> None:
+    """Three hosts of two devices, each row on three of them: the host in the middle has some of both others'."""
+    meshes = [make_mesh(MeshConfig(sequence=3), seen_from(host, [*range(6)], per_host=2)) for host in range(3)]
+    assert [batch_part(mesh, 4) for mesh in meshes] == [range(2), range(4), range(2, 4)]
+
+
+def test_rows_here_and_there_are_refused() -> None:
+    turns = [0, 4, 1, 5, 2, 6, 3, 7]  # of the two hosts
+    with pytest.raises(UserError, match=r"mesh .*'fsdp': 8.* hold rows here and there"):
+        batch_part(make_mesh(MeshConfig(), seen_from(1, turns)), 16)
+    assert batch_part(make_mesh(MeshConfig(sequence=2), seen_from(1, turns)), 16) == range(16)
