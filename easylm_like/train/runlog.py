@@ -52,7 +52,7 @@ class RunLog:
         """Append {"step", ...values} to samples.jsonl."""
         if self._active:
             with self._samples.open("a") as out:
-                out.write(json.dumps({"step": step, **values}) + "\n")
+                out.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
 
     def line(self, text: str) -> None:
         """Show one line and keep it."""

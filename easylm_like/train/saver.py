@@ -128,10 +128,7 @@ class Saver:
 
     def _give_up(self) -> None:
         """Forget the save that has failed and delete its files, so that the next one can succeed."""
-        failed, self._checkpointer = self._checkpointer, new_checkpointer()
-        for _ in range(3):  # each time it raises another of the errors that it kept for later
-            with suppress(Exception):
-                failed.close()
+        self._checkpointer = new_checkpointer()  # the old one may have kept more errors, and would raise them there
         for _ in range(50 * self._main):
             with suppress(OSError):  # a write that Orbax no longer waits for may make a file meanwhile
                 remove_unfinished(self._folder)

@@ -49,7 +49,8 @@ for step in range(first + 1, 41):
     weight = (31 * weight + step) % 1000003
     lines.append(str(weight))
     print(f"step {step:6}/40  loss {weight}", flush=True)
-    metrics.write_text("".join(line + chr(10) for line in lines))
+    (workdir / "new").write_text("".join(line + chr(10) for line in lines))
+    (workdir / "new").replace(metrics)
     if step % 10 == 0:
         (folder / f"{step}.partial").write_text(str(weight))
         time.sleep(0.2)

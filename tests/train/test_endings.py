@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from easylm_like.data.loader import Batch, Loader
 from easylm_like.errors import UserError
 from easylm_like.train import __main__ as command
-from easylm_like.train.checkpoint import read_run_info, saved_steps
+from easylm_like.train.checkpoint import read_run_info, saved_steps, step_damage
 from easylm_like.train.config import Damaged, RunConfig, SampleConfig
 from easylm_like.train.loop import train
 from easylm_like.train.runlog import RunLog
@@ -161,6 +163,28 @@ def test_a_save_that_fails_ends_the_run_at_once(
         train(config, tmp_path)
     assert list(losses(tmp_path)) == [1, 2]
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_batch_that_gives_no_number_leaves_the_last_good_checkpoint(
+    new_config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = new_config()
+    config.data.heldout, config.checkpoint_every, config.keep_checkpoints, config.log_every = "", 2, 1, 4
+    config.optim.skip_spikes, batch = 6.0, Loader.batch
+
+    def broken(loader: Loader, step: int) -> Batch:
+        made = batch(loader, step)
+        if step == 5:
+            made.weights[3] *= np.nan
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", broken)
+        with pytest.raises(UserError, match="step 6: loss nan"):
+            train(config, tmp_path)
+    assert saved_steps(tmp_path / "checkpoints") == [4]
+    assert step_damage(tmp_path / "checkpoints", 4) == []
+    assert train(config, tmp_path), "the batch is as it should be now"
 
 
 def test_a_second_run_in_the_same_work_directory_is_refused(

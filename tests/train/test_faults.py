@@ -137,12 +137,13 @@ def test_without_a_good_step_the_run_stops_or_begins_anew(saved: Path, tmp_path:
     assert step_to_resume(folder, 6, Damaged.STOP, print) == 6
 
 
-# os.rename(source, target), and the n-th os.remove after it, before which a life ends; and what it leaves.
+# Where a life ends: before an os.rename(source, target), or the n-th event of a kind after it; and what it leaves.
 MOMENTS = {
-    "arrays": (r".*/params\.orbax-checkpoint-tmp .*", 0, ["partial.orbax-checkpoint-tmp"]),
-    "whole": (r".*\.partial .*/\d+", 0, ["partial"]),
-    "unwanted": (r".*/\d+ .*\.deleted", 0, []),
-    "deleting": (r".*/\d+ .*\.deleted", 7, ["deleted"]),
+    "arrays": (r".*/params\.orbax-checkpoint-tmp .*", "os.rename", 1, ["partial.orbax-checkpoint-tmp"]),
+    "unlisted": (r".*\.partial .*/\d+", "os.rename", 1, ["partial"]),
+    "listed": (r".*\.partial .*/\d+", "open", 1, []),
+    "unwanted": (r".*/\d+ .*\.deleted", "os.rename", 1, []),
+    "deleting": (r".*/\d+ .*\.deleted", "os.remove", 7, ["deleted"]),
 }
 
 
@@ -197,7 +198,7 @@ def victim(root: Path, tmp_path: Path) -> Iterator[Victim]:
 
 
 def test_a_kill_in_the_middle_of_a_save_or_a_deletion_loses_nothing_older(victim: Victim) -> None:
-    for moment, (_, _, left) in MOMENTS.items():
+    for moment, (_, _, _, left) in MOMENTS.items():
         victim.live(moment)
         assert victim.left() == left
 
@@ -253,25 +254,24 @@ def save_until_killed(folder: Path, moment: str) -> None:
     with Saver(folder, CONFIG, {"number": 1}) as saver:
         for step in range(first, first + 200):  # should nobody kill it
             if moment and step == first + 3:
-                end_at(*MOMENTS[moment][:2])
+                end_at(*MOMENTS[moment][:3])
             saver.save(state(step), loss(step))
             saver.wait()
             print(step, flush=True)
 
 
-def end_at(rename: str, removals: int) -> None:
-    """Kill this process before a rename, or before so many removals after it."""
-    met = False
+def end_at(rename: str, kind: str, number: int) -> None:
+    """Kill this process before the `number`-th event of a kind from a rename on."""
+    met, left = False, number
 
     def end(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal met, removals
+        nonlocal met, left
         if event == "os.rename" and re.fullmatch(rename, f"{arguments[0]} {arguments[1]}"):
             met = True
-        elif event == "os.remove" and met:
-            removals -= 1
-        if met and removals == 0:
-            met = False  # the next line is an event too
-            os.kill(os.getpid(), signal.SIGKILL)
+        if met and event == kind:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(end)
 
