@@ -57,17 +57,20 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     if backend == Attention.XLA or mesh.empty or mesh.size == 1:
         return kernel(q_BTNH, k_BSKH, v_BSKH, places)
-    queries, keys = (partition_spec(("batch", length, "heads", "head")) for length in ("length", "hidden"))
-    rows = tuple((partition_spec(("batch", length)),) * 2 for length in ("length", "hidden"))
+    heads = partition_spec(("batch", "length", "heads", "head"))
+    rows = (partition_spec(("batch", "length")),) * 2
 
     def piece(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, places: tuple[Places, Places]) -> jax.Array:
         if mesh.shape.get("sequence", 1) == 1:
             return kernel(q_BTNH, k_BSKH, v_BSKH, places)
         start = jax.lax.axis_index("sequence") * q_BTNH.shape[1]
+        # Asked for whole rows of keys, the partitioner would gather what they are made of, D numbers a token.
+        whole = partial(jax.lax.all_gather, axis_name="sequence", axis=1, tiled=True)
+        k_BSKH, v_BSKH, places = whole(k_BSKH), whole(v_BSKH), (places[0], jax.tree.map(whole, places[1]))
         return attend_chunked(q_BTNH, k_BSKH, v_BSKH, places, window=window, max_segments=max_segments, start=start)
 
     # A kernel is opaque to the partitioner; rows and heads are independent, so every device runs it on its own.
-    shard = jax.shard_map(piece, in_specs=(queries, keys, keys, rows), out_specs=queries, check_vma=False)
+    shard = jax.shard_map(piece, in_specs=(heads, heads, heads, (rows, rows)), out_specs=heads, check_vma=False)
     return shard(q_BTNH, k_BSKH, v_BSKH, places)
 
 

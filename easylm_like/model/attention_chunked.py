@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from easylm_like.model.partition import on_cpu
+
 Places = tuple[jax.Array, jax.Array]
 
 MASKED = -1e30  # as in attention.py
@@ -72,7 +74,7 @@ def attend_chunked(
     # Small blocks waste least on short records, large ones make better matmuls (benchmarks/attention.py).
     S = k_BSKH.shape[1]
     long = 0 < 512 * max_segments <= S
-    cpu = jax.default_backend() == "cpu"
+    cpu = on_cpu()
     cut = _Cut(256 if long or not cpu else 64, 1 if cpu else B, window, tuple(range(0, S, T)))
     (q_segments, q_positions), (k_segments, k_positions) = places
     q_segments, k_segments = (jnp.where(x == 0, PADDING, x) for x in (q_segments, k_segments))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from easylm_like.errors import UserError
 
@@ -94,20 +94,13 @@ def weight_sharding(mesh: Mesh, name: str, shape: Sequence[int], axes: Sequence[
     return NamedSharding(mesh, partition_spec(axes))
 
 
+def on_cpu() -> bool:
+    """Return whether the devices of the mesh in use, which need not be here, are CPUs; without a mesh, jax's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.device_kind) == "cpu"
+
+
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Ask the compiler to lay an activation out by its logical axes; nothing to ask outside of a mesh.
-
-    A dimension that does not divide, such as the one token of a decoding step, stays whole.
-    """
+    """Ask the compiler to lay an activation out by its logical axes; nothing to ask outside of a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    spec = [
-        rule if size % _devices(mesh, rule) == 0 else None
-        for rule, size in zip(partition_spec(axes), x.shape, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
-
-
-def _devices(mesh: AbstractMesh, rule: str | tuple[str, ...] | None) -> int:
-    return math.prod(mesh.shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, partition_spec(axes))

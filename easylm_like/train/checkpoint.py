@@ -35,7 +35,8 @@ PARTIAL, DELETED, DAMAGED = ".partial", ".deleted", ".damaged"  # STEP.partial: 
 RUN = "run.json"
 # Orbax could make them in the background too; but if that fails, its other threads wait 20 minutes for them, and no
 # process ends before its threads.
-DIRECTORIES_FIRST = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+# 20 minutes are also what it gives a save by default, which is little for a large state on a shared disk.
+ASYNC = ocp.options.AsyncOptions(create_directories_asynchronously=False, timeout_secs=4 * 3600)
 
 
 def saved_steps(folder: Folder) -> list[int]:
@@ -63,7 +64,7 @@ def new_checkpointer() -> ocp.AsyncCheckpointer:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_orbax)
     warnings.filterwarnings("ignore", "coroutine 'async_serialize.* was never awaited", RuntimeWarning)
-    return ocp.AsyncCheckpointer(_arrays_handler(), async_options=DIRECTORIES_FIRST)
+    return ocp.AsyncCheckpointer(_arrays_handler(), async_options=ASYNC)
 
 
 def begin_save(checkpointer: ocp.AsyncCheckpointer, folder: Folder, state: TrainState) -> None:
@@ -92,7 +93,7 @@ def remove_step(folder: Folder, step: int) -> None:
     """Delete a checkpoint; a kill meanwhile leaves nothing that looks like one."""
     deleted = _step_folder(folder, step).with_name(f"{step}{DELETED}")
     _step_folder(folder, step).replace(deleted)
-    shutil.rmtree(deleted)
+    shutil.rmtree(deleted, ignore_errors=True)  # it is none any more; what cannot be deleted now, the next start tells
 
 
 def remove_unfinished(folder: Folder) -> None:
@@ -173,7 +174,7 @@ def saved_digest(folder: Folder, step: int) -> str:
 
 
 def _arrays_handler() -> ocp.CompositeCheckpointHandler:
-    return ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=DIRECTORIES_FIRST))
+    return ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=ASYNC))
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from easylm_like.model.partition import partition_spec
+from easylm_like.model.partition import on_cpu, partition_spec
 
 Residuals = tuple[jax.Array, jax.Array]  # gradients of x and of the head
 
@@ -131,7 +131,7 @@ def _on_device(
     """
     B, T, D = x_BTD.shape
     n = B * T
-    size = min(CHUNK if jax.default_backend() == "cpu" else CHUNK_ON_ACCELERATOR, n)
+    size = min(CHUNK if on_cpu() else CHUNK_ON_ACCELERATOR, n)
     x_nD, targets_n, weights_n = x_BTD.reshape(n, D), targets_BT.reshape(n), weights_BT.reshape(n)
     # Loss-bearing tokens first; places n.. are nobody's: gathers there give 0 and scatters nothing.
     count = jnp.sum(weights_n != 0)

@@ -107,11 +107,11 @@ def update_params(
     opt_state: optax.OptState,
     params: Params,
     key: jax.Array,
-    loss: jax.Array,
+    loss: jax.Array | None = None,
 ) -> tuple[Params, optax.OptState]:
     """Return the next weights and state; computed in float32, bfloat16 weights rounded stochastically with `key`.
 
-    `loss` is that of the gradient, for an optimizer that looks at it.
+    `loss` is that of the gradient; only an optimizer that skips spikes looks at it.
 
     Raises:
         UserError: a weight is neither float32 nor bfloat16.

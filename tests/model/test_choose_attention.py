@@ -38,7 +38,7 @@ TPU, CPU = mesh("tpu", "TPU v5p"), mesh("cpu", "cpu")
         (TPU, FORGETS, 4096, SPLASH),
         (TPU, HALF, 4000, CHUNKED),
         (CPU, WHOLE, 77, CHUNKED),
-        (mesh("gpu", "NVIDIA H100 80GB HBM3", "9.0", sequence=2), HALF, 4096, XLA),
+        (mesh("gpu", "NVIDIA H100 80GB HBM3", "9.0", sequence=2), HALF, 4096, CHUNKED),
     ],
 )
 def test_auto_takes_the_fastest_that_can(devices: Any, config: LlamaConfig, row_length: int, chosen: Attention) -> None:
@@ -55,8 +55,8 @@ def test_auto_takes_the_fastest_that_can(devices: Any, config: LlamaConfig, row_
         (SPLASH, H100, HALF, 4096, "it runs on TPU, the devices are NVIDIA H100"),
         (SPLASH, TPU, HALF, 4000, "multiple of 128, such as 3968"),
         (
-            CHUNKED,
-            mesh("cpu", "cpu", sequence=4),
+            CUDNN,
+            mesh("gpu", "NVIDIA H100 80GB HBM3", "9.0", sequence=4),
             HALF,
             4096,
             "cannot look beyond a piece of a row.* mesh.sequence is 4",

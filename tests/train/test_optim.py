@@ -241,14 +241,14 @@ def test_other_dtypes_are_refused() -> None:
         make_optimizer(OptimConfig(moment_dtype="float16"), optax.constant_schedule(0.1))
     halves = {"gate": jnp.ones((1, 2, 2), jnp.float16)}
     with pytest.raises(UserError, match="not in float16"):
-        update_params(optax.sgd(1.0), halves, optax.sgd(1.0).init(halves), halves, jax.random.key(0), jnp.zeros(()))
+        update_params(optax.sgd(1.0), halves, optax.sgd(1.0).init(halves), halves, jax.random.key(0))
 
 
 def test_float32_weights_get_the_update_and_no_noise() -> None:
     plain = optax.sgd(0.5)
     weights, gradient = draw(0), draw(1)
     step = jax.jit(partial(update_params, plain))
-    got, _ = step(gradient, plain.init(weights), weights, jax.random.key(0), jnp.zeros(()))
+    got, _ = step(gradient, plain.init(weights), weights, jax.random.key(0))
     for name in weights:
         np.testing.assert_array_equal(got[name], weights[name] - 0.5 * gradient[name])
 
@@ -264,7 +264,7 @@ def test_bfloat16_weights_learn_at_a_rate_that_nearest_rounding_loses() -> None:
         params, opt_state = state
         wide = optax.tree.cast(params, jnp.float32)
         gradient = {"gate": wide["gate"] - 0.9}
-        new, opt_state = update_params(optimizer, gradient, opt_state, wide if nearest else params, key, jnp.zeros(()))
+        new, opt_state = update_params(optimizer, gradient, opt_state, wide if nearest else params, key)
         return (optax.tree.cast(new, params["gate"].dtype), opt_state), None
 
     def end(dtype: str, nearest: bool) -> float:
