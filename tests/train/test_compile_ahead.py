@@ -163,6 +163,11 @@ def test_of_embedding_and_head_only_the_head_is_gathered_and_once(step: Step) ->
     assert [(gather.dtype, gather.looped) for gather in found] == [("bf16", False)]
 
 
+def test_pieces_of_a_row_exchange_keys_and_values_and_no_activations(step: Step) -> None:
+    activation = _dims((SHAPE.max_length, SHAPE.d_model))
+    assert activation not in {gather.dims for gather in gathers(step.hlo) if gather.looped}
+
+
 @dataclass(frozen=True)
 class Gather:
     """One array that an all-gather makes. The stages of an asynchronous one share a channel, and so are one."""

@@ -58,7 +58,7 @@ def alone(shape: LlamaConfig, params: Params, batch: Batch) -> Run:
         (((2, 2, 1, 2), 1, Attention.XLA), {"q": (2, 8, 2, 4), "down": (2, 12, 8)}),
         (((1, 4, 2, 1), 1, Attention.XLA), {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
         (((1, 4, 2, 1), 1, Attention.CHUNKED), {"q": (2, 4, 4, 4), "down": (2, 24, 4)}),
-        (((1, 2, 4, 1), 2, Attention.CHUNKED), {"q": (2, 8, 4, 4), "down": (2, 24, 8)}),
+        (((2, 2, 2, 1), 2, Attention.CHUNKED), {"q": (2, 8, 4, 4), "down": (2, 24, 8)}),
     ],
     ids=[
         "fsdp-8",
@@ -66,7 +66,7 @@ def alone(shape: LlamaConfig, params: Params, batch: Batch) -> Run:
         "replica-2-fsdp-2-tensor-2",
         "fsdp-4-sequence-2-xla",
         "fsdp-4-sequence-2",
-        "fsdp-2-sequence-4-micro-2",
+        "replica-2-fsdp-2-sequence-2-micro-2",
     ],
 )
 def test_every_mesh_trains_as_one_device(
