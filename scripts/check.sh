@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types, tests, and the tests once more on the installed wheel; `make check` calls it.
+# Format, lint, types, tests, and most tests once more on the installed wheel; `make check` calls it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$PWD/.venv/bin/python
