@@ -1,9 +1,10 @@
 """What the tests of training share: tiny data with good and bad answers, a tiny model, and its twin in torch."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,6 +41,15 @@ def conversation(number: int) -> dict[str, object]:
 
 def write_lines(path: Path, numbers: range) -> None:
     path.write_text("".join(json.dumps(conversation(number)) + "\n" for number in numbers))
+
+
+@pytest.fixture(scope="module")
+def compile_fast() -> Iterator[None]:
+    """Compile without XLA's dearer passes: for tests about runs, whose time would mostly go there."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

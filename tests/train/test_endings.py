@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,17 +20,10 @@ from easylm_like.train.runlog import RunLog
 from easylm_like.train.saver import Saver
 from easylm_like.train.stop import EXIT_SAVED
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 NewConfig = Callable[[], RunConfig]
 Losses = dict[int, float]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast() -> Iterator[None]:
-    """Compile without XLA's dearer passes: most of these tests' time would go there."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,6 +18,8 @@ from easylm_like.train.checkpoint import load_params, saved_steps
 from easylm_like.train.config import RunConfig, SampleConfig
 from easylm_like.train.loop import train
 from easylm_like.train.stop import EXIT_SAVED
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 NewConfig = Callable[[], RunConfig]
 
@@ -107,15 +108,6 @@ def assert_same_end(workdir: Path, wanted: Path) -> None:
     weights = load_params(workdir / "checkpoints", 8)
     for name, weight in load_params(wanted / "checkpoints", 8).items():
         np.testing.assert_allclose(weights[name], weight, atol=1e-5, err_msg=name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast() -> Iterator[None]:
-    """Compile without XLA's dearer passes: most of these tests' time would go there."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from easylm_like.train.config import LogConfig, RunConfig
 from easylm_like.train.flops import Work, palm_flops, strict_flops
 from easylm_like.train.loop import keep_compiled, train
 from easylm_like.train.prepare import prepare
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 NewConfig = Callable[[], RunConfig]
 MEASURED = {"time", "tokens_per_second", "trained_tokens_per_second", "tflops_per_device", "mfu", "mfu_palm"} | {
@@ -83,16 +85,6 @@ def everything(workdir: Path) -> dict[str, bytes]:
         for path in workdir.rglob("*")
         if path.is_file() and path.name not in ("train.log", ".lock")
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast() -> Iterator[None]:
-    """Compile without XLA's dearer passes: these tests are about runs, and most of their time would go there."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
 
 
 @pytest.fixture(scope="module")
