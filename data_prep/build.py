@@ -23,6 +23,7 @@ import numpy as np
 
 from easylm_like.atomic import atomic_folder
 from easylm_like.errors import UserError
+from easylm_like.progress import Progress
 from easylm_like.provenance import versions
 
 from .config import MixtureConfig
@@ -30,7 +31,6 @@ from .decide import Chooser, Decision
 from .files import hash_file
 from .ledger import Ledger
 from .manifest import MADE_BY, NAME, Input, digest_of, hash_companions, hash_inputs, is_built
-from .progress import Progress
 from .record import Reject
 from .spool import JUDGED, Spool
 from .worker import reject_line, run

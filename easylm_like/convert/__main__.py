@@ -1,100 +1,118 @@
-"""Convert between a run's checkpoints and Hugging Face folders; a result that is not proven equal is not kept.
+"""Convert models from and to every format of the LLaMA family; a result that is not proven equal is not kept.
 
-python -m easylm_like.convert to-hf   --run=WORKDIR --out=DIR [--step=N] [--dtype=bfloat16]
-python -m easylm_like.convert from-hf --model=DIR --out=WORKDIR --template=koala
+python -m easylm_like.convert to-hf    --model=MODEL --out=DIR [--dtype=bfloat16]
+python -m easylm_like.convert to-gguf  --model=MODEL --out=DIR [--type=Q8_0]
+python -m easylm_like.convert to-orbax --model=MODEL --out=WORKDIR --template=koala
+python -m easylm_like.convert difference make    --model=MODEL --base=MODEL --out=DIR
+python -m easylm_like.convert difference recover --difference=DIR --base=MODEL --out=DIR
+
+MODEL is a run's work directory or one of its checkpoints, a Hugging Face folder (safetensors or .bin), Meta's folder
+(consolidated.*.pth with params.json), a streaming checkpoint of EasyLM, a .gguf file, or a .bin of llama2.c.
 """
 
 import argparse
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from easylm_like.command import run_command
-from easylm_like.errors import UserError
+
+if TYPE_CHECKING:
+    from easylm_like.convert.export import Options
+    from easylm_like.convert.source import Hints
 
 
 def main(argv: list[str]) -> None:
     """Parse the arguments and convert."""
     parser = argparse.ArgumentParser(prog="python -m easylm_like.convert", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    to_hf = commands.add_parser("to-hf", help="a checkpoint into a folder that transformers and others load")
-    to_hf.add_argument("--run", type=Path, required=True, help="the work directory of the run")
-    to_hf.add_argument("--out", type=Path, required=True)
-    to_hf.add_argument("--step", type=int, help="which checkpoint; default: the latest")
-    to_hf.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    from_hf = commands.add_parser(
-        "from-hf", help="a folder of the LLaMA family into a checkpoint to start training from"
-    )
-    from_hf.add_argument("--model", type=Path, required=True)
-    from_hf.add_argument("--out", type=Path, required=True, help="a work directory; config.model.init_from takes it")
-    from_hf.add_argument("--template", default="koala", help="the template it will be trained with")
+    to_hf = commands.add_parser("to-hf", help="a folder that transformers and most servers load")
+    to_gguf = commands.add_parser("to-gguf", help="one file for llama.cpp and what is built on it")
+    to_orbax = commands.add_parser("to-orbax", help="a checkpoint that training begins with, or goes on from elsewhere")
+    for command in (to_hf, to_gguf, to_orbax):
+        _add_model(command, "--model")
+        _add_proof(command)
+        command.add_argument("--vocab_size", type=int, help="rows of the vocabulary; new ones are the mean of the old")
+    for command in (to_hf, to_orbax):
+        command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it is stored")
+    to_gguf.add_argument("--type", default="F16", help="F32, F16 (default), BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1")
+    _add_card(to_hf)
+    _add_difference(commands)
     args = parser.parse_args(argv)
-    if args.command == "to-hf":
-        convert_to_hf(args.run, args.out, args.step, args.dtype)
+    if args.command == "difference":
+        _difference(args)
     else:
-        convert_from_hf(args.model, args.out, args.template)
+        _export(args)
 
 
-def convert_to_hf(run: Path, out: Path, step: int | None, dtype: str) -> None:
-    """Write the checkpoint of `step` (default: the latest) as a Hugging Face folder and prove it."""
-    from easylm_like.atomic import atomic_folder
-    from easylm_like.convert.verify import probe_prompts, verify_logits, verify_tokenizer
-    from easylm_like.data.template import get_template
-    from easylm_like.data.tokenizer import load_tokenizer
-    from easylm_like.hf.folder import ORIGIN_FILE, read_json, write_folder
-    from easylm_like.train.checkpoint import load_params, read_run_info, saved_digest, shape_from_json
+def _add_model(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument(name, type=Path, required=True, dest="model", help="a model in any format")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--step", type=int, help="which checkpoint of a work directory; default: the latest")
+    command.add_argument("--tokenizer", type=Path, help="its folder or file; default: what lies with the model")
+    command.add_argument("--template", help="what it is trained with; default: what the model's files say")
+    command.add_argument("--shape", help="a name such as llama2_7b, or a config.json, where the files do not say it")
 
-    step, info = read_run_info(run / "checkpoints", step)
-    origin = {"step": step, "checkpoint": saved_digest(run / "checkpoints", step), "dtype": dtype, "run": info}
-    if (out / ORIGIN_FILE).is_file() and _same(read_json(out / ORIGIN_FILE), origin):
-        print(f"{out}: already holds step {step} of {run} in {dtype}")
-        return
-    tokenizer = load_tokenizer(run / "tokenizer")
-    if tokenizer.digest != info["tokenizer"]:
-        raise UserError(f"{run}/tokenizer is not the one that trained this checkpoint; put that one back")
-    template, shape = get_template(str(info["template"])), shape_from_json(info["shape"])
-    params = load_params(run / "checkpoints", step)
-    with atomic_folder(out, mark=ORIGIN_FILE) as folder:
-        write_folder(folder, shape, params, tokenizer, template, dtype=dtype, origin=origin)
-        proof = verify_logits(shape, params, folder, probe_prompts(tokenizer, template, 128))
-        verify_tokenizer(folder, tokenizer, template)
-    print(
-        f"{out}: step {step} in {dtype}; logits at {proof.positions} positions equal to {proof.largest:.1e} of their "
-        "spread, ids equal to transformers'"
+
+def _add_proof(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--prompt", action="append", default=[], help="text to compare logits on; may be given again")
+    command.add_argument("--dialogues", type=Path, help="conversations (JSONL) whose ids are compared")
+
+
+def _add_card(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shard_gb", type=float, default=5.0, help="the largest file, in GB of 10^9 bytes")
+    command.add_argument("--evaluation", type=Path, help="report.json of `python -m eval report`, for the model card")
+    command.add_argument("--base_model", help="OWNER/NAME on the hub, for the model card")
+    command.add_argument("--licence", help="a licence by the hub's name for it, for the model card")
+
+
+def _add_difference(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    difference = commands.add_parser("difference", help="release what training changed, for those who have the base")
+    actions = difference.add_subparsers(dest="action", required=True)
+    make = actions.add_parser("make", help="the difference of a model from its base")
+    recover = actions.add_parser("recover", help="the model again, as a Hugging Face folder")
+    _add_model(make, "--model")
+    _add_model(recover, "--difference")
+    _add_card(recover)
+    for action in (make, recover):
+        action.add_argument("--base", type=Path, required=True, help="the model that was trained on, in any format")
+
+
+def _difference(args: argparse.Namespace) -> None:
+    from easylm_like.convert.release import make, recover
+
+    if args.action == "make":
+        make(args.model, args.base, args.out, _hints(args))
+    else:
+        recover(args.model, args.base, args.out, _hints(args), _card_options(args))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from easylm_like.convert.export import Options, export
+
+    target = args.command.removeprefix("to-")
+    options = _card_options(args) if target == "hf" else Options()
+    options = replace(options, vocab_size=args.vocab_size, prompts=tuple(args.prompt), dialogues=args.dialogues)
+    stored = {"gguf_type": args.type} if target == "gguf" else {"dtype": args.dtype}
+    export(target, args.model, args.out, _hints(args), replace(options, **stored))
+
+
+def _hints(args: argparse.Namespace) -> "Hints":
+    from easylm_like.convert.source import Hints
+
+    return Hints(args.tokenizer, args.template, args.shape, args.step)
+
+
+def _card_options(args: argparse.Namespace) -> "Options":
+    from easylm_like.convert.export import Options
+
+    return Options(
+        shard_bytes=int(args.shard_gb * 1e9),
+        evaluation=args.evaluation,
+        base_model=args.base_model,
+        licence=args.licence,
     )
-
-
-def convert_from_hf(model: Path, out: Path, template: str) -> None:
-    """Write a Hugging Face folder as checkpoint 0 of the work directory `out` and prove it."""
-    from easylm_like.atomic import atomic_folder
-    from easylm_like.convert.load import model_digest
-    from easylm_like.convert.verify import probe_prompts, verify_logits
-    from easylm_like.data.template import get_template
-    from easylm_like.data.tokenizer import load_tokenizer
-    from easylm_like.hf.folder import read_params, read_shape
-    from easylm_like.train.checkpoint import load_params, read_run_info, save_params, shape_to_json
-
-    shape, tokenizer = read_shape(model), load_tokenizer(model)
-    info: dict[str, object] = {
-        "shape": shape_to_json(shape),
-        "template": template,
-        "tokenizer": tokenizer.digest,
-        "source": {"path": str(model), "digest": model_digest(model)},
-    }
-    if (out / "checkpoints").is_dir() and read_run_info(out / "checkpoints")[1] == info:
-        print(f"{out}: already holds {model}")
-        return
-    probes = probe_prompts(tokenizer, get_template(template), 128)
-    with atomic_folder(out) as folder:
-        save_params(folder / "checkpoints", read_params(model, shape), info)
-        (folder / "tokenizer").mkdir()
-        tokenizer.save(folder / "tokenizer")
-        proof = verify_logits(shape, load_params(folder / "checkpoints", 0), model, probes)
-    print(f"{out}: logits at {proof.positions} positions equal to {proof.largest:.1e} of their spread")
-
-
-def _same(old: dict[str, object], new: dict[str, object]) -> bool:
-    return {key: old.get(key) for key in new} == json.loads(json.dumps(new))
 
 
 if __name__ == "__main__":

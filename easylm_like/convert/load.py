@@ -1,6 +1,5 @@
 """Load a model from wherever it is: a run's work directory, or a Hugging Face folder."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 from easylm_like.data.template import Template, get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
-from easylm_like.hf.folder import ORIGIN_FILE, read_json, read_params, read_shape
+from easylm_like.hf.folder import ORIGIN_FILE, folder_digest, open_params, read_json, read_shape
+from easylm_like.hf.keys import Stack
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params
-from easylm_like.train.checkpoint import load_params, read_run_info, saved_digest, shape_from_json
+from easylm_like.train import checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ def load_model(path: str | Path, template: str | None = None) -> LoadedModel:
     """
     path = Path(path)
     if (path / "checkpoints").is_dir():
-        step, info = read_run_info(path / "checkpoints")
-        shape, recorded = shape_from_json(info["shape"]), info["template"]
-        weights = load_params(path / "checkpoints", step)
+        step, info = checkpoint.read_run_info(path / "checkpoints")
+        shape, recorded = checkpoint.shape_from_json(info["shape"]), info["template"]
+        weights: dict[str, Stack] = checkpoint.open_params(path / "checkpoints", step)
         tokenizer = load_tokenizer(path / "tokenizer")
     elif (path / "config.json").is_file():
         shape = read_shape(path)
-        weights = read_params(path, shape)
+        weights = open_params(path, shape)
         tokenizer = load_tokenizer(path)
         recorded = read_json(path / ORIGIN_FILE).get("template") if (path / ORIGIN_FILE).is_file() else None
     else:
@@ -48,7 +48,7 @@ def load_model(path: str | Path, template: str | None = None) -> LoadedModel:
     name = template or recorded
     if not isinstance(name, str):
         raise UserError(f"{path}: nothing there says which template it was trained with; name it with --template=")
-    params = {key: jnp.asarray(weight, jnp.float32) for key, weight in weights.items()}
+    params = {key: jnp.asarray(weight.read(), jnp.float32) for key, weight in weights.items()}
     return LoadedModel(path, shape, params, tokenizer, get_template(name))
 
 
@@ -56,9 +56,6 @@ def model_digest(path: str | Path) -> str:
     """Return a digest that changes when the model at `path` does, without reading its weights."""
     path = Path(path)
     if (path / "checkpoints").is_dir():
-        step, _ = read_run_info(path / "checkpoints")
-        return saved_digest(path / "checkpoints", step)
-    if (path / ORIGIN_FILE).is_file():
-        return hashlib.sha256((path / ORIGIN_FILE).read_bytes()).hexdigest()
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.glob("*"))
-    return hashlib.sha256(repr(files).encode()).hexdigest()
+        step, _ = checkpoint.read_run_info(path / "checkpoints")
+        return checkpoint.saved_digest(path / "checkpoints", step)
+    return folder_digest(path)

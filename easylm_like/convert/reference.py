@@ -1,74 +1,115 @@
-"""A forward pass of the LLaMA family in plain NumPy, written against Hugging Face's weight names and config.json.
+"""A forward pass of the LLaMA family in plain NumPy, over the arrays of any format as they lie in their files.
 
-It shares no line with the model, the key table or the reading of config.json, so that a mistake in one of them shows as
-a difference in the logits. What the file's `model_type` does not say (biases in a llama) is not computed, as in
-transformers.
+It shares no line with the model, the key tables or the reading of config.json, so that a mistake in one of them shows
+as a difference in the logits. What the file's `model_type` does not say (biases in a llama) is not computed, as in
+transformers. One matrix is in memory at a time.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from easylm_like.hf.tensors import Tensors
+
 Fields = Mapping[str, object]
-Weights = Mapping[str, np.ndarray]
 
 
-def reference_logits(fields: Fields, weights: Weights, ids: np.ndarray) -> np.ndarray:
-    """Return fp32 logits [T, V] of one sequence `ids` [T]; `fields` are config.json's, `weights` the folder's."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a format names its arrays ({} is the layer) and what it does with them.
+
+    `transposed`: matrices are [in, out] instead of [out, in] (the embedding and norms never are). `interleaved`: RoPE
+    turns the neighbours (2i, 2i + 1) of a head, as in Meta's code, instead of i and i + H / 2.
+    """
+
+    embed: str = "model.embed_tokens.weight"
+    head: str = "lm_head.weight"
+    final_norm: str = "model.norm.weight"
+    attention_norm: str = "model.layers.{}.input_layernorm.weight"
+    q: str = "model.layers.{}.self_attn.q_proj.weight"
+    k: str = "model.layers.{}.self_attn.k_proj.weight"
+    v: str = "model.layers.{}.self_attn.v_proj.weight"
+    o: str = "model.layers.{}.self_attn.o_proj.weight"
+    q_bias: str = "model.layers.{}.self_attn.q_proj.bias"
+    k_bias: str = "model.layers.{}.self_attn.k_proj.bias"
+    v_bias: str = "model.layers.{}.self_attn.v_proj.bias"
+    q_norm: str = "model.layers.{}.self_attn.q_norm.weight"
+    k_norm: str = "model.layers.{}.self_attn.k_norm.weight"
+    mlp_norm: str = "model.layers.{}.post_attention_layernorm.weight"
+    gate: str = "model.layers.{}.mlp.gate_proj.weight"
+    up: str = "model.layers.{}.mlp.up_proj.weight"
+    down: str = "model.layers.{}.mlp.down_proj.weight"
+    transposed: bool = False
+    interleaved: bool = False
+
+
+HUGGING_FACE = Layout()
+HEAD_ROWS = 16384  # of the vocabulary at once, or the largest matrix of a small model would be its whole memory
+
+
+def reference_logits(fields: Fields, tensors: Tensors, ids: np.ndarray, layout: Layout = HUGGING_FACE) -> np.ndarray:
+    """Return fp32 logits [T, V] of one sequence `ids` [T]; `fields` are those of a config.json."""
     angles = np.outer(np.arange(len(ids), dtype=np.float32), _frequencies(fields, _heads(fields)[2]))
-    turns = tuple(np.tile(f(angles), 2)[:, None, :] for f in (np.cos, np.sin))
-    x = weights["model.embed_tokens.weight"][ids].astype(np.float32)
+    x = tensors[layout.embed].read()[ids].astype(np.float32)
     for layer in range(int(_number(fields, "num_hidden_layers"))):
-        part = {name: _take(weights, f"model.layers.{layer}.{name}") for name in _LAYER[_kind(fields)]}
-        h = _norm(x, part["input_layernorm.weight"], fields)
-        x = x + _attention(h, part, fields, turns, _window(fields, layer))
-        h = _norm(x, part["post_attention_layernorm.weight"], fields)
-        gate, up = h @ part["mlp.gate_proj.weight"].T, h @ part["mlp.up_proj.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ part["mlp.down_proj.weight"].T
-    head = "model.embed_tokens.weight" if fields.get("tie_word_embeddings") else "lm_head.weight"
-    return np.asarray(_norm(x, _take(weights, "model.norm.weight"), fields) @ _take(weights, head).T)
+        take = _Layer(tensors, layout, layer)
+        h = _norm(x, take.vector(layout.attention_norm), fields)
+        x = x + _attention(h, take, fields, angles, _window(fields, layer))
+        h = _norm(x, take.vector(layout.mlp_norm), fields)
+        gate, up = take.multiply(h, layout.gate), take.multiply(h, layout.up)
+        x = x + take.multiply(gate / (1 + np.exp(-gate)) * up, layout.down)
+    last = _Layer(tensors, layout, 0)
+    x = _norm(x, last.vector(layout.final_norm), fields)
+    if fields.get("tie_word_embeddings"):
+        return _by_rows(x, tensors[layout.embed].read())
+    head = tensors[layout.head].read()
+    return _by_rows(x, head.T if layout.transposed else head)
 
 
-_LLAMA = (
-    "input_layernorm.weight",
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight",
-    "post_attention_layernorm.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-)
-_LAYER: Mapping[str, tuple[str, ...]] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": (*_LLAMA, "self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
-    "qwen3": (*_LLAMA, "self_attn.q_norm.weight", "self_attn.k_norm.weight"),
-}
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The arrays of one layer, read when they are used."""
+
+    tensors: Tensors
+    layout: Layout
+    layer: int
+
+    def vector(self, name: str) -> np.ndarray:
+        return self.tensors[name.format(self.layer)].read().astype(np.float32)
+
+    def multiply(self, x: np.ndarray, name: str) -> np.ndarray:
+        matrix = self.vector(name)
+        return np.asarray(x @ (matrix if self.layout.transposed else matrix.T))
 
 
-def _attention(
-    h: np.ndarray, part: Weights, fields: Fields, turns: tuple[np.ndarray, ...], window: float
-) -> np.ndarray:
+def _by_rows(x: np.ndarray, head: np.ndarray) -> np.ndarray:
+    blocks = (head[start : start + HEAD_ROWS].astype(np.float32) for start in range(0, len(head), HEAD_ROWS))
+    return np.concatenate([x @ block.T for block in blocks], axis=1)
+
+
+def _attention(h: np.ndarray, take: _Layer, fields: Fields, angles: np.ndarray, window: float) -> np.ndarray:
     """Return what attention adds to the stream [T, D], given its normed input."""
-    length, (heads, kv_heads, size) = len(h), _heads(fields)
+    length, (heads, kv_heads, size), layout = len(h), _heads(fields), take.layout
 
-    def project(name: str, count: int) -> np.ndarray:
-        flat = h @ part[f"self_attn.{name}_proj.weight"].T + part.get(f"self_attn.{name}_proj.bias", np.float32(0))
+    def project(name: str, bias: str, norm: str, count: int) -> np.ndarray:
+        flat = take.multiply(h, name)
+        if _kind(fields) == "qwen2":
+            flat = flat + take.vector(bias)
         rows = flat.reshape(length, count, size)
-        scale = part.get(f"self_attn.{name}_norm.weight")
-        return rows if scale is None else _norm(rows, scale, fields)
+        return _norm(rows, take.vector(norm), fields) if norm and _kind(fields) == "qwen3" else rows
 
-    q, k, v = _rotate(project("q", heads), *turns), _rotate(project("k", kv_heads), *turns), project("v", kv_heads)
+    q = _rotate(project(layout.q, layout.q_bias, layout.q_norm, heads), angles, layout.interleaved)
+    k = _rotate(project(layout.k, layout.k_bias, layout.k_norm, kv_heads), angles, layout.interleaved)
+    v = project(layout.v, layout.v_bias, "", kv_heads)
     k, v = (np.repeat(one, heads // kv_heads, axis=1) for one in (k, v))
     scores = np.einsum("tnh,snh->nts", q, k) / math.sqrt(size)
     back = np.arange(length)[:, None] - np.arange(length)
     scores = np.where((back >= 0) & (back < window), scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     mixed = np.einsum("nts,snh->tnh", scores / scores.sum(axis=-1, keepdims=True), v)
-    return np.asarray(mixed.reshape(length, heads * size) @ part["self_attn.o_proj.weight"].T)
+    return take.multiply(mixed.reshape(length, heads * size), layout.o)
 
 
 def _window(fields: Fields, layer: int) -> float:
@@ -103,18 +144,18 @@ def _number(fields: Fields, name: str, default: float | None = None) -> float:
     return value
 
 
-def _take(weights: Weights, name: str) -> np.ndarray:
-    return weights[name].astype(np.float32)
-
-
 def _norm(x: np.ndarray, scale: np.ndarray, fields: Fields) -> np.ndarray:
     eps = _number(fields, "rms_norm_eps", 1e-6)
     return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * scale)
 
 
-def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+def _rotate(x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
+    """Return heads [T, N, H] turned by `angles` [T, H / 2]."""
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
     half = x.shape[-1] // 2
-    return x * cos + np.concatenate([-x[..., half:], x[..., :half]], axis=-1) * sin
+    one, other = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    turned = one * cos - other * sin, other * cos + one * sin
+    return np.stack(turned, axis=-1).reshape(x.shape) if interleaved else np.concatenate(turned, axis=-1)
 
 
 def _frequencies(fields: Mapping[str, object], size: int) -> np.ndarray:

@@ -1,27 +1,33 @@
-"""The proof that a converted model is the same model; without it a conversion does not succeed."""
+"""The proof that a converted model is the same model; without it a conversion does not succeed.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+Both models are opened from what lies on the disk. Every array must come back to the bit, and logits, computed from each
+format's own arrays in their own layout, must be equal up to rounding. Where weights were rounded, the logits are
+compared on each side of that, and what the rounding itself changed is told.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from easylm_like.convert.reference import reference_logits
+from easylm_like.convert.source import Source
 from easylm_like.data.conversation import Message, Quality, Role
-from easylm_like.data.template import Template
+from easylm_like.data.template import RenderError, Template
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
-from easylm_like.hf.folder import read_json, read_weights
-from easylm_like.model.config import LlamaConfig
-from easylm_like.model.llama import GraphDef, Params, abstract_model
+from easylm_like.hf.config import shape_to_hf
+from easylm_like.hf.safetensors_files import THREADS
+from easylm_like.hf.tensors import Tensor, Tensors
 
-# fp32 on both sides; the bound is for rounding that grows with depth, a wrong layout is off by the logits' own size
+# Of the logits' spread, fp32 on both sides: rounding grows with depth, a wrong layout is off by the logits' own size.
 TOLERANCE = 1e-3
+TORCH_BYTES = 4 << 30  # transformers is asked too where it is installed and the model in fp32 takes no more
 
 PROBES: tuple[tuple[Message, ...], ...] = (
     (Message(Role.USER, "What is the capital of France?"), Message(Role.ASSISTANT, "The capital of France is Paris.")),
@@ -32,70 +38,194 @@ PROBES: tuple[tuple[Message, ...], ...] = (
         Message(Role.ASSISTANT, "No."),
     ),
 )
+# What tokenizers have been seen to disagree about, each alone and in a row.
+HARD_TEXTS = (
+    "",
+    " ",
+    "  leading and trailing  ",
+    "a\tb\n\n\nc \r\n d",
+    "1 22 333 4444 3.14159 1,000,000 \uff12\uff10\uff12\uff16",
+    "don't we'll I'M they'VE",
+    "naïve café, Ångström, 你好\uff0c世界, नमस्ते, שלום, 안녕하세요",
+    "👩‍👩‍👧‍👦 🇫🇷 e\u0301 \u200b\u00a0\ufeff",
+    "def f(x):\n    return x ** 2  # ok\n\tif (a!=b) { c+=1; }",
+    "https://example.org/?q=a%20b&c=_d__e",
+    "aaaaaaaaaaaaaaaaaaaaaaaa      ------======......",
+    "▁under▁score \\n \x00\x7f",
+)
+
+Proof = dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What was compared: fp32 logits at `positions` places, differing by at most `largest` of the logits' spread."""
-
-    positions: int
-    largest: float
-
-
-def verify_logits(
-    config: LlamaConfig, params: dict[str, np.ndarray], folder: Path, prompts: Sequence[np.ndarray]
-) -> Proof:
-    """Compare our model's logits with those of the folder's files, computed in plain NumPy from what lies on disk.
+def prove(source: Source, written: Source, wanted: Tensors, prompts: Sequence[np.ndarray]) -> Proof:
+    """Return what was compared, for conversion.json; `wanted` are the source's arrays as `written` should have them.
 
     Raises:
-        UserError: they differ by more than TOLERANCE times the standard deviation of the logits.
+        UserError: an array differs or is not finite, or logits differ by more than rounding.
     """
-    fields, weights = read_json(folder / "config.json"), read_weights(folder)
-    graphdef, _, _ = abstract_model(config)
-    dtype = next(iter(weights.values())).dtype
-    ours = {name: jnp.asarray(weight.astype(dtype).astype(np.float32)) for name, weight in params.items()}
-    differences = []
-    for ids in prompts:
-        with jax.default_matmul_precision("highest"):  # accelerators round the factors of fp32 products otherwise
-            got = np.asarray(_logits(graphdef, ours, jnp.asarray(ids)))
-        want = reference_logits(fields, weights, ids)
-        differences.append(np.max(np.abs(want - got)) / np.std(want))
-    largest = float(np.max(differences))
-    if not largest <= TOLERANCE:  # also when it is not a number, which np.max passes on and max() would not
-        raise UserError(
-            f"{folder}: logits differ by {largest:.2e} of their spread, at most {TOLERANCE:.0e} is rounding; "
-            "nothing was written"
-        )
-    return Proof(sum(map(len, prompts)), largest)
+    compare_weights(wanted, written)
+    rounded = [name for name, tensor in wanted.items() if tensor is not source.tensors[name]]
+    record: Proof = {
+        "arrays": {"compared": len(wanted), "equal_to_the_bit": len(wanted), "rounded_before": len(rounded)}
+    }
+    before, after = ([side.logits(ids) for ids in prompts] for side in (source, written))
+    record["logits"] = _differences(before, after)
+    if rounded:
+        for name, side, found in (("read", source, before), ("written", written, after)):
+            plain = partial(reference_logits, shape_to_hf(side.config), side.tensors)
+            record[f"logits_as_{name}"] = _equal(f"{side.path} ({side.format})", found, [plain(ids) for ids in prompts])
+    else:
+        _equal(f"{written.path} and {source.path}", after, before)
+    for side, found in ((source, before), (written, after)):
+        if side.format == "Hugging Face folder" and _torch_can(side):
+            record["transformers"] = _equal(
+                f"{side.path} in transformers", found, _transformers_logits(side.path, prompts)
+            )
+    return record
 
 
-def verify_tokenizer(folder: Path, tokenizer: Tokenizer, template: Template) -> None:
+def compare_weights(wanted: Tensors, written: Source) -> None:
+    """Read every array of what was written and compare it, bit for bit, with what was to be written.
+
+    Raises:
+        UserError: arrays are missing, left over, different or not finite; all of them are named.
+    """
+    problems = [f"{name} is missing" for name in wanted if name not in written.tensors]
+    problems += [f"{name} was not to be written" for name in written.tensors if name not in wanted]
+    names = [name for name in wanted if name in written.tensors]
+    with ThreadPoolExecutor(THREADS) as threads:
+        problems += filter(None, threads.map(lambda name: _compare(name, wanted[name], written.tensors[name]), names))
+    if problems:
+        raise UserError(f"{written.path}: {'; '.join(problems)}; nothing was written")
+
+
+def verify_tokenizer(
+    folder: Path, tokenizer: Tokenizer, template: Template | None, chats: Iterable[Sequence[Message]] = ()
+) -> dict[str, object]:
     """Check that transformers, reading the folder, gives the ids that this library trains and generates with.
 
+    HARD_TEXTS as they are; the probes and `chats`, conversations of the user's, through the template, and their prompts
+    under each of its markers. Returns how many were compared.
+
     Raises:
-        UserError: a conversation or a prompt has other ids.
+        UserError: a text, a conversation or a prompt has other ids.
     """
     from transformers import AutoTokenizer
 
     theirs: Any = AutoTokenizer.from_pretrained(folder)
-    for messages in _probes(template):
-        chat = [{"role": m.role.value, "content": m.content, "quality": m.quality} for m in messages]
-        text = "".join(span.text for span in template.spans(messages, tokenizer.special))
-        pairs = [(text, theirs.apply_chat_template(chat, return_dict=True)["input_ids"])]
-        for quality in template.qualities:
-            prompt = template.prompt(messages[:-1], tokenizer.special, quality)
-            options = {"add_generation_prompt": True, "quality": quality.value, "return_dict": True}
-            pairs.append((prompt, theirs.apply_chat_template(chat[:-1], **options)["input_ids"]))
-        for text, ids in pairs:
-            ours = tokenizer.encode([text])[0][0].tolist()
-            if ours != list(ids):
-                raise UserError(f"{folder}: transformers reads {text!r} as {list(ids)}, training used {ours}")
+    texts = [*HARD_TEXTS, "\n".join(HARD_TEXTS)]
+    pairs = [(text, theirs(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    if template is not None:
+        for messages in (*_probes(template), *chats):
+            pairs += _rendered(template, tokenizer, messages, theirs.apply_chat_template)
+    for (text, ids), (ours, _) in zip(pairs, tokenizer.encode([text for text, _ in pairs]), strict=True):
+        if ours.tolist() != list(ids):
+            raise UserError(f"{folder}: transformers reads {text!r} as {list(ids)}, training used {ours.tolist()}")
+    return {"texts": len(texts), "conversations_and_prompts": len(pairs) - len(texts)}
 
 
-def probe_prompts(tokenizer: Tokenizer, template: Template, limit: int) -> list[np.ndarray]:
-    """Return the ids of the probe conversations, at most `limit` each, for `verify_logits`."""
-    texts = ["".join(s.text for s in template.spans(chat, tokenizer.special)) for chat in _probes(template)]
+def verify_same_tokenizer(written: Source, tokenizer: Tokenizer, chats: Iterable[Sequence[Message]] = ()) -> int:
+    """Check that the tokenizer in what was written gives the same ids; returns the number of texts compared.
+
+    Raises:
+        UserError: it is missing, or a text has other ids.
+    """
+    texts = [*HARD_TEXTS, "\n".join(HARD_TEXTS), *(message.content for chat in chats for message in chat)]
+    if written.tokenizer is None:
+        raise UserError(f"{written.path}: the tokenizer did not get there")
+    for text, (ours, _), (theirs, _) in zip(
+        texts, tokenizer.encode(texts), written.tokenizer.encode(texts), strict=True
+    ):
+        if not np.array_equal(ours, theirs):
+            raise UserError(f"{written.path}: reads {text!r} as {theirs.tolist()}, training used {ours.tolist()}")
+    return len(texts)
+
+
+def probe_prompts(tokenizer: Tokenizer, template: Template | None, limit: int) -> list[np.ndarray]:
+    """Return the ids of the probe conversations, at most `limit` each, for `prove`."""
+    if template is None:
+        texts = [(tokenizer.special.bos or "") + " ".join(m.content for m in chat) for chat in PROBES]
+    else:
+        texts = ["".join(s.text for s in template.spans(chat, tokenizer.special)) for chat in _probes(template)]
     return [ids[:limit] for ids, _ in tokenizer.encode(texts)]
+
+
+def _rendered(
+    template: Template, tokenizer: Tokenizer, messages: Sequence[Message], apply: Callable[..., Any]
+) -> Iterator[tuple[str, list[int]]]:
+    """Yield (our text, the ids of the exported Jinja) of a conversation and of the prompt under each marker."""
+    try:
+        spans = template.spans(messages, tokenizer.special)
+    except RenderError:  # training left it out too
+        return
+    chat = [{"role": m.role.value, "content": m.content, "quality": m.quality} for m in messages]
+    yield "".join(span.text for span in spans), apply(chat, return_dict=True)["input_ids"]
+    for quality in template.qualities:
+        prompt = template.prompt(messages[:-1], tokenizer.special, quality)
+        options = {"add_generation_prompt": True, "quality": quality.value, "return_dict": True}
+        yield prompt, apply(chat[:-1], **options)["input_ids"]
+
+
+def _compare(name: str, wanted: Tensor, written: Tensor) -> str:
+    want, got = wanted.read(), written.read()
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return f"{name} is {got.dtype} {got.shape} instead of {want.dtype} {want.shape}"
+    bits = np.dtype(f"u{want.dtype.itemsize}")
+    if not np.array_equal(np.ascontiguousarray(want).view(bits), np.ascontiguousarray(got).view(bits)):
+        return f"{name} is not what was to be written"
+    if not np.isfinite(got).all():
+        return f"{name} has values that are no finite numbers{_range(want.dtype)}"
+    return ""
+
+
+def _range(dtype: np.dtype) -> str:
+    return " (or beyond what float16 can hold: take bfloat16)" if dtype == np.float16 else ""
+
+
+def _equal(what: str, one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return how far logits lie apart; a UserError if that is no rounding."""
+    found = _differences(other, one)
+    if not found["share_of_spread"] <= TOLERANCE:  # also when it is not a number
+        raise UserError(
+            f"{what}: logits differ by {found['share_of_spread']:.2e} of their spread, at most {TOLERANCE:.0e} is "
+            "rounding; nothing was written"
+        )
+    return found
+
+
+def _differences(wanted: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return the largest difference of logits, also as a share of their spread, KL in nats, and greedy agreement."""
+    want, have = np.concatenate(wanted).astype(np.float64), np.concatenate(got).astype(np.float64)
+    largest = float(np.abs(want - have).max())
+    log_p, log_q = _log_softmax(want), _log_softmax(have)
+    return {
+        "positions": len(want),
+        "largest_difference": largest,
+        "share_of_spread": largest / float(want.std()),
+        "mean_kl_nats": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
+        "greedy_agreement": float((want.argmax(axis=1) == have.argmax(axis=1)).mean()),
+    }
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))
+
+
+def _torch_can(side: Source) -> bool:
+    elements = sum(int(np.prod(tensor.shape)) for tensor in side.tensors.values())
+    return importlib.util.find_spec("torch") is not None and 4 * elements <= TORCH_BYTES
+
+
+def _transformers_logits(folder: Path, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return [model(torch.tensor(ids, dtype=torch.long)[None]).logits[0].numpy() for ids in prompts]
 
 
 def _probes(template: Template) -> list[tuple[Message, ...]]:
@@ -104,10 +234,3 @@ def _probes(template: Template) -> list[tuple[Message, ...]]:
     return [
         tuple(m if m.quality in template.qualities else replace(m, quality=None) for m in chat[part]) for chat in PROBES
     ]
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(graphdef: GraphDef, params: Params, ids_T: jax.Array) -> jax.Array:
-    model = nnx.merge(graphdef, params)
-    places = jnp.ones_like(ids_T)[None], jnp.arange(ids_T.size)[None]
-    return model.logits(model(ids_T[None], places)[0])[0]

@@ -64,6 +64,17 @@ def config_to_hf(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -> dict[
     Raises:
         UserError: no model_type has this combination of switches.
     """
+    return {
+        **shape_to_hf(config),
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+
+
+def shape_to_hf(config: LlamaConfig) -> dict[str, object]:
+    """Return the fields of a config.json that say how the model is computed; raises as `config_to_hf` does."""
     model_type = _model_type(config)
     rope: dict[str, object] = {"rope_type": "default"}
     if config.rope_scaling is not None:
@@ -92,10 +103,6 @@ def config_to_hf(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -> dict[
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_act": "silu",
         **_switches(config, model_type),
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }
 
 

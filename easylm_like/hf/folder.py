@@ -1,52 +1,59 @@
 """Hugging Face folders, read strictly and written whole.
 
-FOLDER/config.json, generation_config.json, model.safetensors
+FOLDER/config.json, generation_config.json, model.safetensors (or shards with model.safetensors.index.json)
        tokenizer.json, tokenizer_config.json, tokenizer.model (if there is one), chat_template.jinja
-       easylm_like.json   what made it: template, step, resolved config, versions
+       README.md (the model card), conversion.json (what made it, and the proof), files.json (a digest of every file)
 """
 
+import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from easylm_like.data.template import Template
 from easylm_like.data.tokenizer import Tokenizer
+from easylm_like.digests import DIGESTS, find_damage
 from easylm_like.errors import UserError
 from easylm_like.hf.config import config_from_hf, config_to_hf
-from easylm_like.hf.keys import to_ours, to_theirs
+from easylm_like.hf.index import read_index
+from easylm_like.hf.keys import Stack, check_names, to_ours
+from easylm_like.hf.safetensors_files import open_safetensors, write_safetensors
+from easylm_like.hf.tensors import Tensor, Tensors
+from easylm_like.hf.torch_files import open_torch_folder
 from easylm_like.model.config import LlamaConfig
 
-ORIGIN_FILE = "easylm_like.json"
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+ORIGIN_FILE = "conversion.json"
+SHARD_BYTES = 5 * 10**9  # what transformers 4 cut at: a file of it passes through every tool
 
 
 def write_folder(
     folder: Path,
     config: LlamaConfig,
-    params: Mapping[str, np.ndarray],
+    tensors: Tensors,
     tokenizer: Tokenizer,
-    template: Template,
     *,
-    dtype: str,
-    origin: Mapping[str, object],
+    stop_ids: Sequence[int],
+    chat_template: str | None,
+    shard_bytes: int = SHARD_BYTES,
+    say: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write every file of a Hugging Face model into the existing `folder`; `origin` goes into easylm_like.json."""
-    fields = config_to_hf(config, tokenizer, dtype)  # first: it may refuse
-    weights = {name: array.astype(DTYPES[dtype]) for name, array in to_theirs(params, config)}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    os.chmod(folder / "model.safetensors", 0o644)  # safetensors makes it readable by its owner alone
+    """Write weights, configs, tokenizer and chat template into the existing `folder`; `stop_ids` end an answer.
+
+    Raises:
+        UserError: no `model_type` has this combination of switches.
+    """
+    dtype = str(tensors["model.embed_tokens.weight"].dtype)
+    write_json(folder / "config.json", config_to_hf(config, tokenizer, dtype))  # first: it may refuse
+    write_safetensors(folder, tensors, shard_bytes=shard_bytes, say=say)
     tokenizer.save(folder)
-    (folder / "chat_template.jinja").write_text(template.jinja())
-    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "do_sample": False}
-    _write_json(folder / "config.json", fields)
-    _write_json(folder / "generation_config.json", generation)
-    _write_json(folder / ORIGIN_FILE, {"template": template.name, **origin})
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template)
+    ends: object = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
+    write_json(
+        folder / "generation_config.json",
+        {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "do_sample": False},
+    )
 
 
 def read_shape(folder: Path) -> LlamaConfig:
@@ -54,40 +61,56 @@ def read_shape(folder: Path) -> LlamaConfig:
     return config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
-def read_params(folder: Path, config: LlamaConfig) -> dict[str, np.ndarray]:
-    """Return our params of a Hugging Face folder.
+def open_weights(folder: Path, config: LlamaConfig) -> dict[str, Tensor]:
+    """Return exactly the weights of a model like `config`, from safetensors or from PyTorch's .bin files.
 
     Raises:
-        UserError: a file is missing or damaged, or a weight is missing, unknown or mis-shaped.
+        UserError: a file is missing or damaged, or a weight is missing, unknown, doubled or mis-shaped.
     """
+    tensors = open_files(folder)
     # Folders of 2023 carry RoPE's frequencies, which are computed, and some that tie the embeddings carry them twice.
-    weights = {name: a for name, a in read_weights(folder).items() if not name.endswith("rotary_emb.inv_freq")}
-    head, embed = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
-    if config.tie_embeddings and head is not None and embed is not None and np.array_equal(head, embed):
-        del weights["lm_head.weight"]
-    return to_ours(weights, config, str(folder))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    tied = [tensors[name] for name in ("lm_head.weight", "model.embed_tokens.weight") if name in tensors]
+    if config.tie_embeddings and len(tied) == 2 and np.array_equal(tied[0].read(), tied[1].read()):
+        del tensors["lm_head.weight"]
+    check_names(tensors, config, str(folder))
+    return tensors
 
 
-def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Return every array of the folder's safetensors files by Hugging Face's name; a doubled name is a UserError."""
-    index = folder / "model.safetensors.index.json"
-    files = ["model.safetensors"]
-    if index.is_file():
-        places = read_json(index).get("weight_map")
-        files = sorted(set(places.values())) if isinstance(places, dict) else []
-    weights: dict[str, np.ndarray] = {}
+def open_params(folder: Path, config: LlamaConfig) -> dict[str, Stack]:
+    """Return our params of a folder, nothing of them read yet; a UserError says what does not fit."""
+    return to_ours(open_weights(folder, config), config, str(folder))
+
+
+def open_files(folder: Path, stem: str = "model") -> dict[str, Tensor]:
+    """Return every array of STEM.safetensors, or of the shards in its index, by its name, none of them read yet.
+
+    Raises:
+        UserError: a file is missing or damaged, or is not what files.json says; or a name is in two of them.
+    """
+    if (folder / DIGESTS).is_file() and (damage := find_damage(folder, stem)):
+        raise UserError(f"{'; '.join(damage)}; copy it again")
+    index, whole = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+    if not (index.is_file() or whole.is_file()) and any(folder.glob("pytorch_model*.bin*")):
+        return open_torch_folder(folder)
+    files = sorted(read_index(index)) if index.is_file() else [whole.name]
+    tensors: dict[str, Tensor] = {}
+    doubled: list[str] = []
     for file in files:
-        if not (folder / file).is_file():
-            raise UserError(f"{folder / file}: no such file; expected the weights as safetensors")
-        try:
-            with safe_open(folder / file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    if name in weights:
-                        raise UserError(f"{folder / file}: weight {name} is in another file of the folder too")
-                    weights[name] = tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{folder / file}: damaged or cut off ({error}); copy it again") from error
-    return weights
+        found = open_safetensors(folder / file)
+        doubled += [f"{name} ({file})" for name in found if name in tensors]
+        tensors |= found
+    if doubled:
+        raise UserError(f"{folder}: in two files of the folder: {', '.join(doubled)}")
+    return tensors
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a digest that changes when the model in a folder does, without reading its weights."""
+    if (folder / DIGESTS).is_file():
+        return hashlib.sha256((folder / DIGESTS).read_bytes()).hexdigest()
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.glob("*"))
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -103,5 +126,6 @@ def read_json(path: Path) -> dict[str, object]:
     return fields
 
 
-def _write_json(path: Path, fields: Mapping[str, object]) -> None:
+def write_json(path: Path, fields: Mapping[str, object]) -> None:
+    """Write a JSON object as people read it."""
     path.write_text(json.dumps(fields, indent=2) + "\n")

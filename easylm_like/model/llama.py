@@ -141,6 +141,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+def apply_layer(config: LlamaConfig, weights: Params, x_BTD: jax.Array, places: Places) -> jax.Array:
+    """Return the stream [B, T, D] after one layer; its `weights` have no L axis. For models larger than the memory."""
+    layer = partial(_layer, config, rope_angles(config, places[1]), (places, places), None, _Noise(0.0, None))
+    return layer(x_BTD, (weights, None, jnp.zeros((), jnp.int32)))[0]
+
+
 def abstract_model(config: LlamaConfig) -> tuple[GraphDef, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str, ...]]]:
     """Return (graphdef, shapes and dtypes, logical axes) of a model that takes no memory."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))

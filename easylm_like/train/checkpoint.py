@@ -24,15 +24,17 @@ import orbax.checkpoint as ocp
 
 from easylm_like.digests import DIGESTS, find_damage, flush, write_digests
 from easylm_like.errors import UserError
+from easylm_like.hf.keys import Stack, Stacks
 from easylm_like.model.config import LlamaConfig, RopeScaling
-from easylm_like.model.llama import Params
+from easylm_like.model.llama import Params, abstract_model
+from easylm_like.train.layers_on_disk import open_layers, save_args, write_layers
 from easylm_like.train.state import TrainState
 
 RunInfo = Mapping[str, object]
 Folder = str | os.PathLike[str]
 
 PARTIAL, DELETED, DAMAGED = ".partial", ".deleted", ".damaged"  # STEP.partial: not, no longer, no checkpoint
-RUN = "run.json"
+RUN, PARAMS = "run.json", "params"
 # Orbax could make them in the background too; but if that fails, its other threads wait 20 minutes for them, and no
 # process ends before its threads.
 # 20 minutes are also what it gives a save by default, which is little for a large state on a shared disk.
@@ -69,7 +71,11 @@ def new_checkpointer() -> ocp.AsyncCheckpointer:
 
 def begin_save(checkpointer: ocp.AsyncCheckpointer, folder: Folder, state: TrainState) -> None:
     """Begin to write the arrays of a state; it may be changed as soon as this returns."""
-    items = ocp.args.Composite(params=ocp.args.PyTreeSave(state.params), optimizer=ocp.args.PyTreeSave(state.opt_state))
+    parts = {name: (w.sharding.shard_shape(w.shape), w.dtype.itemsize) for name, w in state.params.items()}
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(state.params, save_args=save_args(parts)),
+        optimizer=ocp.args.PyTreeSave(state.opt_state),
+    )
     checkpointer.save(_partial(folder, int(state.step)), args=items)
 
 
@@ -82,11 +88,22 @@ def finish_save(folder: Folder, step: int, run: RunInfo) -> None:
     flush(partial.parent)  # before older checkpoints are deleted
 
 
-def save_params(folder: Folder, params: Mapping[str, np.ndarray], run: RunInfo, step: int = 0) -> None:
-    """Write weights alone as a checkpoint, for runs that start from them."""
-    checkpointer = ocp.Checkpointer(_arrays_handler())
-    checkpointer.save(_partial(folder, step), args=ocp.args.Composite(params=ocp.args.PyTreeSave(dict(params))))
+def save_params(folder: Folder, params: Stacks, run: RunInfo, step: int = 0) -> None:
+    """Write weights alone as a checkpoint, a few layers in memory at a time, for runs that start from them."""
+    write_layers(_partial(folder, step) / PARAMS, params)
     finish_save(folder, step, run)
+
+
+def open_params(folder: Folder, step: int) -> dict[str, Stack]:
+    """Return the weights of a checkpoint, read a layer at a time.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    step, run = read_run_info(folder, step)
+    _check(folder, step, "params/")
+    axes = abstract_model(shape_from_json(run["shape"]))[2]
+    return open_layers(_step_folder(folder, step) / PARAMS, {name: "layers" in axes[name] for name in axes})
 
 
 def remove_step(folder: Folder, step: int) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from easylm_like.errors import UserError
-from easylm_like.hf.folder import read_params, read_shape
+from easylm_like.hf.folder import open_params, read_shape
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params
 from easylm_like.train.checkpoint import (
@@ -44,8 +44,8 @@ class Start:
         """
         if self.step is not None:
             return restore_params(self.path, self.step, like)
-        found = read_params(self.path, self.shape)
-        return {name: _place(found.pop(name), wanted) for name, wanted in like.items()}
+        found = open_params(self.path, self.shape)
+        return {name: _place(found[name].read(), wanted) for name, wanted in like.items()}  # one is in memory
 
 
 def find_start(init_from: str) -> Start:

@@ -12,7 +12,7 @@ import pytest
 
 import data_prep.build
 import data_prep.manifest
-import data_prep.progress
+import easylm_like.progress
 from data_prep.build import build
 from data_prep.config import Feedback, Format, MixtureConfig, Source
 from data_prep.manifest import digest_of, read_manifest
@@ -227,7 +227,7 @@ def test_the_folder_holds_five_files_that_the_manifest_vouches_for(config: Mixtu
 def test_the_log_says_how_far_the_build_is(
     config: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data_prep.progress, "EVERY_SECONDS", (0.0, -1.0))
+    monkeypatch.setattr(easylm_like.progress, "EVERY_SECONDS", (0.0, -1.0))
     build(config, tmp_path / "out")
     told = (tmp_path / "out" / "build.log").read_text().splitlines()
     assert ["100% of the input" in line for line in told] == [*([False] * 3), True, False, False, False]

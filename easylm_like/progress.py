@@ -8,10 +8,12 @@ EVERY_SECONDS = (0.5, 30.0)  # on a terminal; in the log and where there is no t
 
 
 class Progress:
-    """Counts bytes of the input against `total`; what is printed goes to standard error."""
+    """Counts bytes of the input against `total`; what is printed goes to standard error. `unit` is what records are."""
 
-    def __init__(self, total: int, log: TextIO, screen: TextIO | None = None) -> None:
-        self.total, self.log, self.screen = total, log, screen or sys.stderr
+    def __init__(
+        self, total: int, log: TextIO | None, screen: TextIO | None = None, *, unit: str = "conversations"
+    ) -> None:
+        self.total, self.log, self.screen, self.unit = total, log, screen or sys.stderr, unit
         self.started = self.shown = self.logged = time.monotonic()
         self.bytes = self.records = 0
 
@@ -36,7 +38,7 @@ class Progress:
     def text(self, now: float) -> str:
         """Return how much is done, how fast it goes and how long it will still take."""
         seconds = max(now - self.started, 1e-6)
-        text = f"{self.records:,} conversations, {self.records / seconds:,.0f} a second"
+        text = f"{self.records:,} {self.unit}, {self.records / seconds:,.0f} a second"
         if self.total and self.bytes:
             share = min(self.bytes / self.total, 1.0)
             text += f", {share:.0%} of the input, {_duration(seconds * (1 - share) / share)} left"
@@ -44,7 +46,8 @@ class Progress:
 
     def _line(self, text: str, only_log: bool = False) -> None:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
-        print(line, file=self.log, flush=True)
+        if self.log is not None:
+            print(line, file=self.log, flush=True)
         if not only_log:
             print(line, file=self.screen, flush=True)
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-import data_prep.progress
-from data_prep.progress import Progress
+import easylm_like.progress
+from easylm_like.progress import Progress
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (.*)")
 
@@ -22,7 +22,7 @@ class Screen(io.StringIO):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list whose only item is the time that it is."""
     now = [1000.0]
-    monkeypatch.setattr(data_prep.progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(easylm_like.progress.time, "monotonic", lambda: now[0])
     return now
 
 

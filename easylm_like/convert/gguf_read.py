@@ -1,0 +1,172 @@
+"""GGUF files, llama.cpp's, as a Source: weights of every type that gguf-py can dequantise, tokenizer, chat template."""
+
+from dataclasses import replace
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from easylm_like.convert.gguf_header import Header, Stored, read_header
+from easylm_like.convert.gguf_names import (
+    INTERLEAVED,
+    LAYOUT,
+    ROPE_FACTORS,
+    Metadata,
+    gguf_name,
+    is_scaled_by,
+    scaling_from_factors,
+    shape_from_metadata,
+    turns_rows,
+)
+from easylm_like.convert.gguf_tokenizer import tokenizer_from_metadata
+from easylm_like.convert.reference import reference_logits
+from easylm_like.convert.rope_rows import to_halves
+from easylm_like.convert.source import Hints, Source
+from easylm_like.data.template import get_template
+from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
+from easylm_like.errors import UserError
+from easylm_like.hf.config import config_from_hf, shape_to_hf
+from easylm_like.hf.folder import read_json
+from easylm_like.hf.keys import their_shapes
+from easylm_like.hf.tensors import Tensor
+from easylm_like.model.config import LlamaConfig
+from easylm_like.model.presets import PRESETS, get_preset
+
+AS_THEY_ARE = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+CHUNK = 1 << 20  # weights dequantised at once
+
+
+def open_gguf(path: Path, hints: Hints) -> Source:
+    """Return the model of a GGUF file, or of a split one, given its first part; quantised weights read as float32.
+
+    Llama 3.1's scaling of RoPE and Mistral's window are not in every file; `hints.shape` says them.
+
+    Raises:
+        UserError: it is damaged, not computed here, or its tensors, all of which are listed, are not those of its
+            sizes.
+    """
+    header, where = read_header(path), str(path)
+    metadata = header.metadata
+    factors = _read(header.tensors[ROPE_FACTORS]) if ROPE_FACTORS in header.tensors else None
+    fields = _fields(header, factors, hints, where)
+    config = config_from_hf(fields, where)
+    if factors is not None and not is_scaled_by(config, factors):
+        raise UserError(
+            f"{where}: its {ROPE_FACTORS} is not what {hints.shape} would make; give the shape of this model"
+        )
+    native = _native_tensors(header, config, where)
+    architecture = str(metadata["general.architecture"])
+    layout = replace(LAYOUT, interleaved=architecture in INTERLEAVED)
+    tokenizer = _tokenizer(metadata, hints, where)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"{where}: {tokenizer.vocab_size} tokens, but {config.vocab_size} rows in token_embd.weight")
+    template = metadata.get("tokenizer.chat_template")
+    return Source(
+        path=path,
+        format="GGUF file",
+        config=config,
+        tensors=_tensors(native, config, architecture),
+        logits=partial(reference_logits, fields, native, layout=layout),
+        tokenizer=tokenizer,
+        template=get_template(hints.template) if hints.template else None,
+        chat_template=template if isinstance(template, str) else None,
+        stop_ids=_stop_ids(metadata, tokenizer),
+        origin={"path": where} | {key: value for key, value in metadata.items() if key.startswith("general.")},
+    )
+
+
+def _fields(header: Header, factors: np.ndarray | None, hints: Hints, where: str) -> dict[str, object]:
+    """Return the fields of a config.json; the rows of the embedding and a missing head are the tensors' to say."""
+    found = shape_from_metadata(header.metadata, where)
+    embed = header.tensors.get("token_embd.weight")
+    if embed is None:
+        raise UserError(f"{where}: token_embd.weight is missing")
+    own = {"vocab_size": embed.shape[0], "tie_word_embeddings": "output.weight" not in header.tensors}
+    if hints.shape is not None:
+        known = hints.shape in PRESETS
+        hinted = get_preset(hints.shape) if known else config_from_hf(read_json(Path(hints.shape)), hints.shape)
+        return shape_to_hf(hinted) | own
+    return found | own | ({} if factors is None else {"rope_scaling": scaling_from_factors(factors, found, where)})
+
+
+def _native_tensors(header: Header, config: LlamaConfig, where: str) -> dict[str, Tensor]:
+    """Return the file's arrays by its own names; raise UserError with all that is wrong with them."""
+    wanted = {gguf_name(name): shape for name, shape in their_shapes(config).items()}
+    stored = {name: tensor for name, tensor in header.tensors.items() if name != ROPE_FACTORS}
+    problems = [f"{name} is missing" for name in wanted if name not in stored]
+    problems += [f"{name} is unknown" for name in stored if name not in wanted]
+    problems += [
+        f"{name} is {stored[name].shape} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    kinds = dict.fromkeys(tensor.kind for tensor in stored.values())
+    problems += [f"the type {kind} cannot be dequantised by gguf-py" for kind in kinds if not _can_read(kind)]
+    if problems:
+        raise UserError(f"{where}: the tensors are not those of a model of its sizes: {'; '.join(problems)}")
+    return {
+        name: Tensor(one.shape, AS_THEY_ARE.get(one.kind, AS_THEY_ARE["F32"]), partial(_read, one))
+        for name, one in stored.items()
+    }
+
+
+def _tensors(native: dict[str, Tensor], config: LlamaConfig, architecture: str) -> dict[str, Tensor]:
+    named = {name: native[gguf_name(name)] for name in their_shapes(config)}
+    halves = partial(to_halves, head_dim=config.head_dim)
+    return {name: one.then(halves) if turns_rows(name, architecture) else one for name, one in named.items()}
+
+
+def _can_read(kind: str) -> bool:
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    one = np.zeros((1, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]), np.uint8)
+    try:
+        return kind in AS_THEY_ARE or dequantize(one, GGMLQuantizationType[kind]) is not None
+    except NotImplementedError:
+        return False
+
+
+def _read(stored: Stored) -> np.ndarray:
+    """Return a tensor; one that is quantised in float32, so that few temporary arrays of its size are in memory."""
+    if stored.kind in AS_THEY_ARE:
+        dtype = AS_THEY_ARE[stored.kind]
+        return _bytes(stored, 0, stored.nbytes).view(dtype).reshape(stored.shape)
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType[stored.kind]
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    whole, step = np.empty(prod(stored.shape), np.float32), CHUNK // block
+    for first in range(0, whole.size // block, step):
+        # blocks lie one after another whatever the rows are: long rows spare gguf-py's loop over short ones
+        count = min(step, whole.size // block - first)
+        packed = _bytes(stored, first * block_bytes, count * block_bytes)
+        whole[first * block : (first + count) * block] = dequantize(packed[None], kind)[0]
+    return whole.reshape(stored.shape)
+
+
+def _bytes(stored: Stored, start: int, count: int) -> np.ndarray:
+    found = np.fromfile(stored.path, np.uint8, count, offset=stored.offset + start)
+    if len(found) != count:
+        raise UserError(f"{stored.path}: has become shorter since it was opened")
+    return found
+
+
+def _tokenizer(metadata: Metadata, hints: Hints, where: str) -> Tokenizer | None:
+    if hints.tokenizer is not None:
+        return load_tokenizer(hints.tokenizer)
+    return tokenizer_from_metadata(metadata, where)
+
+
+def _stop_ids(metadata: Metadata, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Return the ids that end a turn or a message beside EOS."""
+    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    own = None if tokenizer is None else tokenizer.eos_id
+    return tuple(dict.fromkeys(one for one in ids if isinstance(one, int) and one != own))

@@ -1,0 +1,71 @@
+"""Arrays that stay in their files until one is wanted: what every reader of weights gives and every writer takes.
+
+A model of any size then passes through the memory of a few matrices.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from easylm_like.errors import UserError
+
+# The names that safetensors, config.json and this library's commands have for what weights are stored in.
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An array somewhere else. `read` brings it, and may be called by several threads, and again."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the array once it is read."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def then(self, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> "Tensor":
+        """Return this array changed after it is read, its dtype kept; `shape` is what it has then, if another."""
+        return Tensor(self.shape if shape is None else shape, self.dtype, lambda: change(self.read()))
+
+    def astype(self, dtype: np.dtype) -> "Tensor":
+        """Return this array rounded to `dtype` after it is read."""
+        if dtype == self.dtype:
+            return self
+
+        def rounded() -> np.ndarray:
+            with np.errstate(over="ignore"):  # what becomes infinite is found in what was written, and told by name
+                return self.read().astype(dtype)
+
+        return Tensor(self.shape, dtype, rounded)
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return an array that is in memory already."""
+    return Tensor(array.shape, array.dtype, lambda: array)
+
+
+def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return the array whose bytes begin at `offset` of a file.
+
+    Raises:
+        UserError: the file ends before it does; it was whole when it was opened.
+    """
+    array = np.empty(shape, dtype)
+    left = array.reshape(-1).view(np.uint8).data
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while left:
+            if not (count := file.readinto(left)):
+                raise UserError(f"{path}: cut off while it was read; copy it again")
+            left = left[count:]
+    return array

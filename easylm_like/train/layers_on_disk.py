@@ -1,0 +1,82 @@
+"""params/ of a checkpoint, read and written a layer at a time, without a mesh: for conversions.
+
+Orbax stores each weight as a zarr array, cut into chunks, in one OCDBT key-value store (orbax.readthedocs.io,
+"Checkpoint format"). Checkpoints of this library have chunks of at most one layer, so that a layer is read alone.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from easylm_like.hf.keys import Stack, Stacks
+from easylm_like.hf.safetensors_files import THREADS
+
+CHUNK_BYTES = 1 << 20  # layers of less stay together: a thousand tiny chunks help nobody
+CACHE_BYTES = 8 << 30  # for chunks of several layers, of ours only small ones: kept until the other layers are read
+
+
+def save_args(shapes: Mapping[str, tuple[tuple[int, ...], int]]) -> dict[str, ocp.SaveArgs]:
+    """Return how Orbax is to cut weights, of each given (the shape of one device's part, bytes an element)."""
+    found = {}
+    for name, (shape, itemsize) in shapes.items():
+        layer = prod(shape[1:]) * itemsize
+        cut = len(shape) > 2 and layer >= CHUNK_BYTES
+        found[name] = ocp.SaveArgs(chunk_byte_size=layer, shard_axes=(0,)) if cut else ocp.SaveArgs()
+    return found
+
+
+def open_layers(folder: Path, stacked: Mapping[str, bool]) -> dict[str, Stack]:
+    """Return the weights of `folder` (STEP/params), none of them read yet; `stacked` says which have an L axis."""
+    kept = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+    arrays = {name: _open(folder, name) for name in stacked}
+    for name, array in arrays.items():
+        if stacked[name] and _layers_in_chunk(array) > 1:
+            arrays[name] = _open(folder, name, kept)
+    return {
+        name: Stack(tuple(array.shape), array.dtype.numpy_dtype, stacked[name], partial(_read, array, stacked[name]))
+        for name, array in arrays.items()
+    }
+
+
+def write_layers(folder: Path, stacks: Stacks) -> None:
+    """Write weights as Orbax does, with the memory of a few layers."""
+    # Orbax writes the structure, with arrays of zeros that take no memory and no disk; tensorstore then fills them.
+    empty = {name: np.broadcast_to(np.zeros((), stack.dtype), stack.shape) for name, stack in stacks.items()}
+    cut = save_args({name: (stack.shape, stack.dtype.itemsize) for name, stack in stacks.items()})
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)  # random digits: it saves little and takes longest
+    ocp.Checkpointer(handler).save(folder, args=ocp.args.PyTreeSave(empty, save_args=cut))
+    for name, stack in stacks.items():
+        array = _open(folder, name)
+        if not stack.stacked:
+            array.write(stack.read_layer(0)).result()
+        elif _layers_in_chunk(array) > 1:
+            array.write(stack.read()).result()
+        else:
+            _fill(array, stack)
+
+
+def _fill(array: tensorstore.TensorStore, stack: Stack) -> None:
+    """Write a stack layer by layer, a few of them at a time."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in threads.map(lambda layer: array[layer].write(stack.read_layer(layer)).result(), range(stack.shape[0])):
+            pass
+
+
+def _read(array: tensorstore.TensorStore, stacked: bool, layer: int) -> np.ndarray:
+    return np.asarray((array[layer] if stacked else array).read().result())
+
+
+def _open(folder: Path, name: str, context: tensorstore.Context | None = None) -> tensorstore.TensorStore:
+    store = {"driver": "ocdbt", "base": f"file://{folder.absolute()}", "path": f"{name}/"}
+    return tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, context=context).result()
+
+
+def _layers_in_chunk(array: tensorstore.TensorStore) -> int:
+    shape = array.chunk_layout.read_chunk.shape
+    return int(shape[0] or 1) if shape else 1
