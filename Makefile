@@ -25,7 +25,7 @@ koala: .venv/.locked
 	$(python) -m data_prep build --config=configs/data/koala_tiny.py --out=runs/koala_tiny/data
 	$(python) -m data_prep tokenizer --data=runs/koala_tiny/data/train.jsonl --vocab_size=1024 --out=runs/koala_tiny/tokenizer
 	$(python) -m easylm_like.train --config=configs/koala_tiny.py --workdir=runs/koala_tiny
-	$(python) -m easylm_like.convert to-hf --run=runs/koala_tiny --out=runs/koala_tiny/hf
+	$(python) -m easylm_like.convert to-hf --model=runs/koala_tiny --out=runs/koala_tiny/hf
 	$(python) -m eval answers --model=runs/koala_tiny/hf --prompt="What is the capital of France?" --marker=good --marker=bad
 	$(python) -m eval report --model=runs/koala_tiny/hf --data=runs/koala_tiny/data/heldout.jsonl \
 		--run=runs/koala_tiny --out=runs/koala_tiny/report --score --row_length=128

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from benchmarks.train_case import BETA1, BETA2, CLIP_NORM, EPS, MIB, Case, Contestant, load_case, process_mib, run
 from easylm_like.data.loader import Batch
-from easylm_like.hf.keys import to_theirs
+from easylm_like.hf.keys import as_stacks, to_theirs
 from easylm_like.model.attention import choose_attention
 from easylm_like.model.config import Attention, Compute, LlamaConfig, Remat
 from easylm_like.model.llama import abstract_model, init_params
@@ -43,7 +43,8 @@ def write_weights(case: Case) -> None:
     from safetensors.numpy import save_file
 
     params = {name: np.asarray(w) for name, w in init_params(case.shape, jax.random.key(SEED)).items()}
-    save_file(dict(to_theirs(params, case.shape)), case.folder / "model.safetensors")
+    arrays = {name: tensor.read() for name, tensor in to_theirs(as_stacks(params), case.shape).items()}
+    save_file(arrays, case.folder / "model.safetensors")
 
 
 def contestant(case: Case) -> Contestant:

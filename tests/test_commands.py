@@ -88,6 +88,6 @@ def test_a_weight_file_that_was_cut_off_is_named(run: Run, shared_data: Path, tm
     whole = weights.read_bytes()
     weights.unlink()
     weights.write_bytes(whole[:500_000])
-    sentence = error_of(run("easylm_like.convert", "from-hf", "--model=TMP/model", "--out=TMP/out"))
+    sentence = error_of(run("easylm_like.convert", "to-hf", "--model=TMP/model", "--out=TMP/out"))
     assert sentence.startswith(f"error: {weights}: damaged or cut off")
     assert not list(tmp_path.glob("*out*"))

@@ -44,14 +44,14 @@ TINY = (
     "data_prep build --config=configs/data/koala_tiny.py --out=runs/koala_tiny/data",
     "data_prep tokenizer --data=runs/koala_tiny/data/train.jsonl --vocab_size=1024 --out=runs/koala_tiny/tokenizer",
     "easylm_like.train --config=configs/koala_tiny.py --workdir=runs/koala_tiny",
-    "easylm_like.convert to-hf --run=runs/koala_tiny --out=runs/koala_tiny/hf",
+    "easylm_like.convert to-hf --model=runs/koala_tiny --out=runs/koala_tiny/hf",
     TINY_REPORT,
 )
 STORIES = (
     "data_prep build --config=configs/data/koala_stories.py:DATA --out=runs/koala_stories/data",
-    "easylm_like.convert from-hf --model=DATA/models/stories260K-hf --out=runs/koala_stories/start",
+    "easylm_like.convert to-orbax --model=DATA/models/stories260K-hf --out=runs/koala_stories/start --template=koala",
     "easylm_like.train --config=configs/koala_stories.py --workdir=runs/koala_stories",
-    "easylm_like.convert to-hf --run=runs/koala_stories --out=runs/koala_stories/hf",
+    "easylm_like.convert to-hf --model=runs/koala_stories --out=runs/koala_stories/hf",
     STORIES_REPORT,
 )
 LOOKING = (

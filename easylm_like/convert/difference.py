@@ -174,8 +174,10 @@ def read_record(folder: Path) -> Record | None:
     try:
         fields = json.loads((folder / RECORD).read_text())
         base, result = fields["base"], fields["result"]
-        likes = [_likes_from_json(part["tensors"]) for part in (base, result)]
-        return Record(str(base["checksum"]), str(result["checksum"]), *likes)
+        old, new = _likes_from_json(base["tensors"]), _likes_from_json(result["tensors"])
+        if problems := _compare_shapes(new, old):
+            raise ValueError("; ".join(problems))
+        return Record(str(base["checksum"]), str(result["checksum"]), old, new)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / RECORD}: damaged, or not one of this library's ({error!r})") from error
 

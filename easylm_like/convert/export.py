@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from easylm_like.errors import UserError
 from easylm_like.hf.card import Card, render_card
 from easylm_like.hf.folder import ORIGIN_FILE, SHARD_BYTES, read_json, write_folder, write_json
 from easylm_like.hf.keys import to_ours
-from easylm_like.hf.tensors import DTYPES, Tensors
+from easylm_like.hf.tensors import DTYPES, Tensor, Tensors
 from easylm_like.progress import Progress
 from easylm_like.provenance import versions
 from easylm_like.train.checkpoint import save_params, shape_to_json
@@ -31,7 +32,6 @@ from easylm_like.train.checkpoint import save_params, shape_to_json
 PROMPT_TOKENS = 128
 DIALOGUES = 200  # of the user's own, whose ids are compared
 Record = dict[str, object]
-Say = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +51,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One conversion: `tensors` are the source's arrays as they are to come out, read back bit for bit."""
+    """One conversion: `written` are the arrays that go to a writer, `wanted` what is to be read back, bit for bit."""
 
     source: Source
-    tensors: Tensors
+    written: Tensors
+    wanted: Tensors
     tokenizer: Tokenizer
     options: Options
     out: Path
@@ -82,7 +83,7 @@ class Job:
 class Target:
     """A format: how it is written, and what beside the weights is checked, and finished, in the written folder."""
 
-    write: Callable[[Job, Path, Say], None]
+    write: Callable[[Job, Tensors, Path], None]
     check: Callable[[Job, Path, Source, Record], None]
 
 
@@ -92,7 +93,12 @@ def export(target: str, model: Path, out: Path, hints: Hints, options: Options) 
     Raises:
         UserError: it cannot be read, lacks something that `target` needs, or what was written is not the same model.
     """
-    source = open_source(model, hints)
+    run_job(open_source(model, hints), target, out, options)
+
+
+def run_job(source: Source, target: str, out: Path, options: Options) -> None:
+    """Do what `export` does with a model that is open."""
+    model = source.path
     if options.vocab_size is not None:
         from easylm_like.convert.resize import resize_vocabulary
 
@@ -107,14 +113,14 @@ def export(target: str, model: Path, out: Path, hints: Hints, options: Options) 
     if target == "orbax" and source.template is None:
         raise UserError(f"{model}: nothing there says which template it is for; name it with --template=")
     if target == "gguf":
-        from easylm_like.convert.gguf_write import GgufType, rounded
+        from easylm_like.convert.gguf_write import parse_type, rounded
 
-        kind = GgufType(options.gguf_type)
-        tensors = {name: rounded(name, t, kind) for name, t in source.tensors.items()}
+        kind = parse_type(options.gguf_type)
+        written, wanted = source.tensors, {name: rounded(name, t, kind) for name, t in source.tensors.items()}
     else:
         dtype = None if options.dtype is None else DTYPES[options.dtype]
-        tensors = {name: t if dtype is None else t.astype(dtype) for name, t in source.tensors.items()}
-    _run(Job(source, tensors, source.tokenizer, options, out), target)
+        written = wanted = {name: t if dtype is None else t.astype(dtype) for name, t in source.tensors.items()}
+    _run(Job(source, written, wanted, source.tokenizer, options, out), target)
 
 
 def _run(job: Job, target: str) -> None:
@@ -122,15 +128,15 @@ def _run(job: Job, target: str) -> None:
     if (job.out / ORIGIN_FILE).is_file() and _same(read_json(job.out / ORIGIN_FILE), record):
         print(f"{job.out}: already holds {job.source.path}{_what(record)}")
         return
-    progress = Progress(sum(tensor.nbytes for tensor in job.tensors.values()), None, unit="arrays")
+    progress = Progress(sum(tensor.nbytes for tensor in job.written.values()), None, unit="arrays")
     mark = None if target == "orbax" else ORIGIN_FILE  # in a work directory there may be a run by now
     with atomic_folder(job.out, mark=mark) as folder:
         started = time.monotonic()
-        TARGETS[target].write(job, folder, lambda done: progress.advance(done, 1))
+        TARGETS[target].write(job, count_reads(job.written, progress), folder)
         middle = time.monotonic()
         progress.stage("written; comparing arrays and logits")
         written = open_source(folder, Hints(template=job.source.template.name if job.source.template else None))
-        record["proof"] = proof = prove(job.source, written, job.tensors, _prompts(job))
+        record["proof"] = proof = prove(job.source, written, job.wanted, _prompts(job))
         TARGETS[target].check(job, folder, written, record)
         seconds = {"write": round(middle - started, 2), "proof": round(time.monotonic() - middle, 2)}
         record |= {
@@ -142,9 +148,21 @@ def _run(job: Job, target: str) -> None:
     print(f"{job.out}: {job.source.format}{_what(record)}; {_proven(proof)}")
 
 
+def count_reads(tensors: Tensors, progress: Progress) -> dict[str, Tensor]:
+    """Return the same arrays; each that is read is a part of the work that is done."""
+    lock = Lock()
+
+    def count(array: np.ndarray) -> np.ndarray:
+        with lock:
+            progress.advance(array.nbytes, 1)
+        return array
+
+    return {name: tensor.then(count) for name, tensor in tensors.items()}
+
+
 def _begin(job: Job, target: str) -> Record:
     """Return what is to be done, in the form in which it is written down and compared with what was done before."""
-    source, changed = job.source, job.options.gguf_type if target == "gguf" else _dtype(job.tensors)
+    source, changed = job.source, job.options.gguf_type if target == "gguf" else _dtype(job.wanted)
     record: Record = {
         "template": source.template.name if source.template else None,
         "from": {"format": source.format} | {name: value for name, value in source.origin.items() if name != "run"},
@@ -153,16 +171,15 @@ def _begin(job: Job, target: str) -> Record:
     return record | ({"run": source.origin["run"]} if "run" in source.origin else {})
 
 
-def _write_hf(job: Job, folder: Path, say: Say) -> None:
+def _write_hf(job: Job, tensors: Tensors, folder: Path) -> None:
     write_folder(
         folder,
         job.source.config,
-        job.tensors,
+        tensors,
         job.tokenizer,
         stop_ids=job.stop_ids,
         chat_template=job.chat_template,
         shard_bytes=job.options.shard_bytes,
-        say=say,
     )
 
 
@@ -171,7 +188,7 @@ def _check_hf(job: Job, folder: Path, written: Source, record: Record) -> None:
     (folder / "README.md").write_text(render_card(_card(job, record)))
 
 
-def _write_orbax(job: Job, folder: Path, say: Say) -> None:
+def _write_orbax(job: Job, tensors: Tensors, folder: Path) -> None:
     assert job.source.template is not None
     info = {
         "shape": shape_to_json(job.source.config),
@@ -179,25 +196,19 @@ def _write_orbax(job: Job, folder: Path, say: Say) -> None:
         "tokenizer": job.tokenizer.digest,
         "source": {name: value for name, value in job.source.origin.items() if name != "run"},
     }
-    save_params(folder / "checkpoints", to_ours(job.tensors, job.source.config, str(job.source.path)), info)
+    save_params(folder / "checkpoints", to_ours(tensors, job.source.config, str(job.source.path)), info)
     (folder / "tokenizer").mkdir()
     job.tokenizer.save(folder / "tokenizer")
 
 
-def _write_gguf(job: Job, folder: Path, say: Say) -> None:
-    from easylm_like.convert.gguf_write import GgufType, write_gguf
+def _write_gguf(job: Job, tensors: Tensors, folder: Path) -> None:
+    from easylm_like.convert.gguf_write import About, parse_type, write_gguf
 
-    write_gguf(
-        folder / f"{job.out.resolve().name}-{job.options.gguf_type}.gguf",
-        job.source.config,
-        job.source.tensors,
-        job.tokenizer,
-        kind=GgufType(job.options.gguf_type),
-        chat_template=job.chat_template,
-        name=job.out.resolve().name,
-        stop_ids=job.stop_ids,
-        say=say,
-    )
+    name, kind = job.out.resolve().name, parse_type(job.options.gguf_type)
+    ends = [stop for stop in job.stop_ids if stop != job.tokenizer.eos_id]
+    about = About(name, job.chat_template, ends)
+    path = folder / f"{name}-{kind.value}.gguf"
+    write_gguf(path, job.source.config, tensors, job.tokenizer, kind=kind, about=about)
 
 
 def _check_ids(job: Job, folder: Path, written: Source, record: Record) -> None:
@@ -218,7 +229,7 @@ def _card(job: Job, record: Record) -> Card:
     return Card(
         name=job.out.resolve().name,
         config=source.config,
-        dtype=_dtype(job.tensors),
+        dtype=_dtype(job.wanted),
         tokenizer=job.tokenizer,
         template=source.template,
         has_chat_template=job.chat_template is not None,

@@ -22,8 +22,7 @@ from easylm_like.errors import UserError
 from easylm_like.hf.tensors import DTYPES, read_at
 
 _BIN = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # first byte -> bytes of the length after it
-_EXT = {0xC7: 1, 0xC8: 2, 0xC9: 4}  # after the length comes one byte, the type
-_FIXED_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}  # first byte -> length; then the type
+_EXT = {0xC7: 1, 0xC8: 2, 0xC9: 4}  # after the length comes one byte, the type; ext objects up to 16 bytes are others
 _LONG_MAP = {0xDE: 2, 0xDF: 4}
 _PAIR = 0x92  # an array of two
 _ARRAY, _SCALAR = 1, 3  # flax/serialization.py, _MsgpackExtType
@@ -148,7 +147,7 @@ def _read_pairs(stream: _Stream) -> Iterator[tuple[Key, object]]:
 def _read_node(stream: _Stream, at: int) -> tuple[object, int]:
     """Return what flax wrote at `at`, and where it ends: a dict, where an array lies, or a small value."""
     first = stream.number(at, 1)
-    if first in _EXT or first in _FIXED_EXT:
+    if first in _EXT:
         return _read_extension(stream, at)
     if first >> 4 != 0x8 and first not in _LONG_MAP:
         return stream.small(at)
@@ -166,11 +165,9 @@ def _read_node(stream: _Stream, at: int) -> tuple[object, int]:
 
 def _read_extension(stream: _Stream, at: int) -> tuple[object, int]:
     """Return where an array's bytes lie: an ext object of [shape, dtype, bytes]. Others (complex numbers) are None."""
-    first = stream.number(at, 1)
-    width = _EXT.get(first, 0)
-    length = stream.number(at + 1, width) if width else _FIXED_EXT[first]
+    width = _EXT[stream.number(at, 1)]
     inside = at + 2 + width
-    end = inside + length
+    end = inside + stream.number(at + 1, width)
     stream.check(end)
     if stream.number(inside - 1, 1) not in (_ARRAY, _SCALAR):
         return None, end

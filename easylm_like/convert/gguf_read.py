@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
+from easylm_like.convert.gguf_blocks import FLOATS, can_unpack, unpack
 from easylm_like.convert.gguf_header import Header, Stored, read_header
 from easylm_like.convert.gguf_names import (
     INTERLEAVED,
@@ -33,13 +32,6 @@ from easylm_like.hf.keys import their_shapes
 from easylm_like.hf.tensors import Tensor
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.presets import PRESETS, get_preset
-
-AS_THEY_ARE = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-CHUNK = 1 << 20  # weights dequantised at once
 
 
 def open_gguf(path: Path, hints: Hints) -> Source:
@@ -107,11 +99,11 @@ def _native_tensors(header: Header, config: LlamaConfig, where: str) -> dict[str
         if name in stored and stored[name].shape != shape
     ]
     kinds = dict.fromkeys(tensor.kind for tensor in stored.values())
-    problems += [f"the type {kind} cannot be dequantised by gguf-py" for kind in kinds if not _can_read(kind)]
+    problems += [f"the type {kind} cannot be dequantised by gguf-py" for kind in kinds if not can_unpack(kind)]
     if problems:
         raise UserError(f"{where}: the tensors are not those of a model of its sizes: {'; '.join(problems)}")
     return {
-        name: Tensor(one.shape, AS_THEY_ARE.get(one.kind, AS_THEY_ARE["F32"]), partial(_read, one))
+        name: Tensor(one.shape, FLOATS.get(one.kind, FLOATS["F32"]), partial(_read, one))
         for name, one in stored.items()
     }
 
@@ -122,34 +114,8 @@ def _tensors(native: dict[str, Tensor], config: LlamaConfig, architecture: str) 
     return {name: one.then(halves) if turns_rows(name, architecture) else one for name, one in named.items()}
 
 
-def _can_read(kind: str) -> bool:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    one = np.zeros((1, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]), np.uint8)
-    try:
-        return kind in AS_THEY_ARE or dequantize(one, GGMLQuantizationType[kind]) is not None
-    except NotImplementedError:
-        return False
-
-
 def _read(stored: Stored) -> np.ndarray:
-    """Return a tensor; one that is quantised in float32, so that few temporary arrays of its size are in memory."""
-    if stored.kind in AS_THEY_ARE:
-        dtype = AS_THEY_ARE[stored.kind]
-        return _bytes(stored, 0, stored.nbytes).view(dtype).reshape(stored.shape)
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    kind = GGMLQuantizationType[stored.kind]
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    whole, step = np.empty(prod(stored.shape), np.float32), CHUNK // block
-    for first in range(0, whole.size // block, step):
-        # blocks lie one after another whatever the rows are: long rows spare gguf-py's loop over short ones
-        count = min(step, whole.size // block - first)
-        packed = _bytes(stored, first * block_bytes, count * block_bytes)
-        whole[first * block : (first + count) * block] = dequantize(packed[None], kind)[0]
-    return whole.reshape(stored.shape)
+    return unpack(partial(_bytes, stored), stored.kind, stored.shape)
 
 
 def _bytes(stored: Stored, start: int, count: int) -> np.ndarray:

@@ -125,7 +125,7 @@ def _from_pieces(tokens: list[Token], metadata: Metadata, where: str) -> Tokeniz
         raise UserError(f"{where}: the tokenizer puts no space before a text, which is not computed here; {ADVICE}")
     if any(token.type == TokenType.UNUSED for token in tokens):
         raise UserError(f"{where}: the tokenizer has unused tokens between others; {ADVICE}")
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     for token in tokens:
         model.pieces.add(piece=token.text, score=token.score, type=int(token.type))
     spec = model.trainer_spec

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from easylm_like.convert.gguf_blocks import FLOATS, pack, unpack
 from easylm_like.convert.gguf_names import (
     ROPE_FACTORS,
     gguf_name,
@@ -25,14 +26,14 @@ from easylm_like.convert.rope_rows import to_pairs
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.hf.keys import their_shapes
-from easylm_like.hf.tensors import DTYPES, Tensor, Tensors, as_tensor
+from easylm_like.hf.tensors import Tensor, Tensors, as_tensor
 from easylm_like.model.config import LlamaConfig
 
 if TYPE_CHECKING:
     import gguf
 
 BLOCK = 32  # weights that share a scale, in all types below
-CHUNK = 1 << 20  # weights quantised at once
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class GgufType(StrEnum):
@@ -46,9 +47,6 @@ class GgufType(StrEnum):
     Q5_0 = "q5_0"
     Q4_1 = "q4_1"
     Q4_0 = "q4_0"
-
-
-FLOATS = {GgufType.F32: "float32", GgufType.F16: "float16", GgufType.BF16: "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,8 @@ def parse_type(name: str) -> GgufType:
         return GgufType(name.lower())
     except ValueError:
         raise UserError(
-            f"unknown GGUF type {name!r}; known are {', '.join(GgufType)}. For others (Q4_K_M ...) write f16 and give it "
-            "to llama.cpp's llama-quantize: gguf-py can read them and not write them"
+            f"unknown GGUF type {name!r}; known are {', '.join(GgufType)}. For others (Q4_K_M ...) write f16 and "
+            "give it to llama.cpp's llama-quantize: gguf-py can read them and not write them"
         ) from None
 
 
@@ -96,14 +94,15 @@ def write_gguf(
         _add(writer, name, value)
     rows = list(_rows(config, tensors, kind, architecture))
     for name, tensor, stored in rows:
-        size = gguf.quant_shape_to_byte_shape(tensor.shape, stored)
-        writer.add_tensor_info(name, size, np.dtype(np.uint8), prod(size), raw_dtype=stored)
+        raw = gguf.GGMLQuantizationType[stored.name]
+        size = gguf.quant_shape_to_byte_shape(tensor.shape, raw)
+        writer.add_tensor_info(name, size, np.dtype(np.uint8), prod(size), raw_dtype=raw)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for _, tensor, stored in rows:
-            writer.write_tensor_data(_pack(tensor.read(), stored))
+            writer.write_tensor_data(pack(tensor.read(), stored.name))
     finally:
         writer.close()
 
@@ -111,59 +110,42 @@ def write_gguf(
 def rounded(name: str, tensor: Tensor, kind: GgufType) -> Tensor:
     """Return `tensor`, whose name is Hugging Face's, as it is read back from a file of `kind`: the same bits."""
     stored = _stored_type(name, tensor.shape, kind)
-    if stored in FLOATS:
-        return tensor.astype(DTYPES[FLOATS[stored]])
+    if stored.name in FLOATS:
+        return tensor.astype(FLOATS[stored.name])
     return Tensor(tensor.shape, np.dtype(np.float32), partial(_there_and_back, tensor, stored))
 
 
 def _stored_type(name: str, shape: tuple[int, ...], kind: GgufType) -> GgufType:
-    """Return what a weight is stored as: norms and biases as float32, rows that are no whole blocks as float16."""
-    if len(shape) < 2 or not name.endswith(".weight"):
+    """Return what a weight is stored as.
+
+    As in convert_hf_to_gguf.py: norms and biases as float32, rows that are no whole blocks as float16. Where blocks
+    have 4 or 5 bits a weight, embedding and head have 8: llama-quantize takes Q6_K, which gguf-py cannot write.
+    """
+    if len(shape) < 2:
         return GgufType.F32
-    return GgufType.F16 if kind not in FLOATS and shape[-1] % BLOCK else kind
+    if kind.name in FLOATS:
+        return kind
+    if shape[-1] % BLOCK:
+        return GgufType.F16
+    return GgufType.Q8_0 if name in VOCABULARY else kind
 
 
 def _rows(
     config: LlamaConfig, tensors: Tensors, kind: GgufType, architecture: str
-) -> Iterator[tuple[str, Tensor, "gguf.GGMLQuantizationType"]]:
+) -> Iterator[tuple[str, Tensor, GgufType]]:
     """Yield (name, tensor, type) of all that a file holds, in its order and layout."""
-    import gguf
-
     if config.rope_scaling is not None:
-        yield ROPE_FACTORS, as_tensor(scaling_to_factors(config)), gguf.GGMLQuantizationType.F32
+        yield ROPE_FACTORS, as_tensor(scaling_to_factors(config)), GgufType.F32
     pairs = partial(to_pairs, head_dim=config.head_dim)
     for name in their_shapes(config):
         tensor = tensors[name].then(pairs) if turns_rows(name, architecture) else tensors[name]
         stored = _stored_type(name, tensor.shape, kind)
-        if stored in FLOATS:
-            tensor = tensor.astype(DTYPES[FLOATS[stored]])
-        yield gguf_name(name), tensor, gguf.GGMLQuantizationType[stored.name]
-
-
-def _pack(array: np.ndarray, stored: "gguf.GGMLQuantizationType") -> np.ndarray:
-    """Return an array as a file stores it, in bytes; float types have their dtype already."""
-    from gguf.constants import GGML_QUANT_SIZES
-    from gguf.quants import quantize
-
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if stored.name in GgufType.__members__ and GgufType[stored.name] in FLOATS:
-        return flat.view(np.uint8)
-    block, block_bytes = GGML_QUANT_SIZES[stored]
-    packed = np.empty(flat.size // block * block_bytes, np.uint8)
-    for first in range(0, flat.size, CHUNK):
-        # blocks lie one after another whatever the rows are: long rows spare gguf-py's loop over short ones
-        part = quantize(flat[None, first : first + CHUNK].astype(np.float32), stored)[0]
-        start = first // block * block_bytes
-        packed[start : start + part.size] = part
-    return packed
+        yield gguf_name(name), tensor, stored
 
 
 def _there_and_back(tensor: Tensor, stored: GgufType) -> np.ndarray:
-    import gguf
-
-    kind = gguf.GGMLQuantizationType[stored.name]
-    packed = _pack(tensor.read(), kind)
-    return gguf.quants.dequantize(packed[None], kind)[0].reshape(tensor.shape)
+    packed = pack(tensor.read(), stored.name)
+    return unpack(lambda start, count: packed[start : start + count], stored.name, tensor.shape)
 
 
 def _general(kind: GgufType, about: About, weights: int) -> dict[str, object]:

@@ -75,12 +75,8 @@ LAYOUT = Layout(
 _HEAD, _EMBED = LAYOUT.head, LAYOUT.embed
 _COMPUTED = "rope.freqs"  # in the shards of LLaMA 1 and 2
 _SIZES = ("dim", "n_layers", "n_heads")
-_FIELDS = {*_SIZES, "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta"} | {
-    "use_scaled_rope",
-    "rope_scale_factor",
-    "max_seq_len",
-    "max_batch_size",
-}
+_WHOLE = (*_SIZES, "n_kv_heads", "vocab_size", "multiple_of", "max_seq_len", "max_batch_size")
+_FIELDS = (*_WHOLE, "ffn_dim_multiplier", "norm_eps", "rope_theta", "use_scaled_rope", "rope_scale_factor")
 _LLAMAS = {name: shape for name, shape in PRESETS.items() if name.startswith("llama")}
 _ALIKE = ("d_model", "d_ff", "n_layers", "n_heads", "n_kv_heads", "head_dim", "rope_theta", "norm_eps")
 
@@ -138,13 +134,21 @@ def _read_params(path: Path) -> Params:
         raise UserError(
             f"{path}: no LLaMA from 1 to 3.3 has {', '.join(unknown)}; this library would compute another model"
         )
-    for name in sorted(_FIELDS):
-        value = fields.get(name)
-        if (value is None and name in _SIZES) or not isinstance(value, int | float | None):
-            raise UserError(f"{path}: {name} must be a number, got {value!r}")
-    if wrong := [f"{name} {fields[name]!r}" for name in _SIZES if not isinstance(fields[name], int)]:
-        raise UserError(f"{path}: {', '.join(wrong)}: must be whole numbers")
+    wrong = [f"{name} {fields.get(name)!r}" for name in _FIELDS if not _is_right(name, fields.get(name))]
+    if wrong:
+        raise UserError(f"{path}: expected positive numbers, whole ones for sizes, got {', '.join(wrong)}")
     return fields
+
+
+def _is_right(name: str, value: object) -> bool:
+    if value is None:
+        return name not in _SIZES
+    if name == "use_scaled_rope":
+        return isinstance(value, bool)
+    kind = int if name in _WHOLE else (int, float)
+    return (
+        isinstance(value, kind) and not isinstance(value, bool) and (value > 0 or (name, value) == ("vocab_size", -1))
+    )
 
 
 def _number(params: Params, name: str, default: float) -> float:
@@ -218,7 +222,7 @@ def _config(where: Path, params: Params, shards: _Shards, assumed: list[str]) ->
 def _check_count(shards: _Shards, dim: int) -> None:
     """Raise UserError if shards are missing at the end, where their numbers do not show it."""
     rows, count = shards.rows("layers.0.attention.wq.weight"), len(shards.files)
-    if rows and rows != dim and dim * count % rows == 0:
+    if rows and rows < dim and dim * count % rows == 0:
         raise UserError(
             f"{shards.where}: {count} of {dim * count // rows} shards are there ({', '.join(shards.files)}); "
             "copy the missing ones beside them"
@@ -286,7 +290,7 @@ def _join(shards: _Shards, config: LlamaConfig) -> dict[str, Tensor]:
     expected = {meta: key for meta, _, key in _names(config)}
     for name, key in expected.items():
         parts = [shard[name] for shard in shards.tensors if name in shard]
-        shape, found = _shape(key, config), _joins(key, parts, _shape(key, config))
+        shape, found = _shape(key, config), _joins(key, name, parts, _shape(key, config))
         if parts and found is None:
             cut = f" in each of {len(parts)} shards" if len(parts) > 1 else ""
             problems.append(f"{name} is {parts[0].shape}{cut}, which does not make {shape}")
@@ -314,12 +318,12 @@ def _shape(key: MetaKey, config: LlamaConfig) -> tuple[int, ...]:
     return tuple(sizes[name] for name in key.sizes)
 
 
-def _joins(key: MetaKey, parts: Sequence[Tensor], shape: tuple[int, ...]) -> Callable[[], np.ndarray] | None:
+def _joins(key: MetaKey, name: str, parts: Sequence[Tensor], shape: tuple[int, ...]) -> Callable[[], np.ndarray] | None:
     """Return what reads the whole array of `shape` from its parts, or None if they do not make one."""
     if not parts:
         return None
     if not key.cuts and parts[0].shape == shape:
-        return partial(_read_copies, key.meta, parts)
+        return partial(_read_copies, name, parts)
     for axis in key.cuts:
         whole = list(parts[0].shape)
         if axis < len(whole):

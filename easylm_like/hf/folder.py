@@ -7,7 +7,7 @@ FOLDER/config.json, generation_config.json, model.safetensors (or shards with mo
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,6 @@ def write_folder(
     stop_ids: Sequence[int],
     chat_template: str | None,
     shard_bytes: int = SHARD_BYTES,
-    say: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write weights, configs, tokenizer and chat template into the existing `folder`; `stop_ids` end an answer.
 
@@ -45,7 +44,7 @@ def write_folder(
     """
     dtype = str(tensors["model.embed_tokens.weight"].dtype)
     write_json(folder / "config.json", config_to_hf(config, tokenizer, dtype))  # first: it may refuse
-    write_safetensors(folder, tensors, shard_bytes=shard_bytes, say=say)
+    write_safetensors(folder, tensors, shard_bytes=shard_bytes)
     tokenizer.save(folder)
     if chat_template is not None:
         (folder / "chat_template.jinja").write_text(chat_template)
@@ -89,7 +88,7 @@ def open_files(folder: Path, stem: str = "model") -> dict[str, Tensor]:
         UserError: a file is missing or damaged, or is not what files.json says; or a name is in two of them.
     """
     if (folder / DIGESTS).is_file() and (damage := find_damage(folder, stem)):
-        raise UserError(f"{'; '.join(damage)}; copy it again")
+        raise UserError(f"{'; '.join(damage)}; copy it again, or delete {DIGESTS} there if you changed it")
     index, whole = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if not (index.is_file() or whole.is_file()) and any(folder.glob("pytorch_model*.bin*")):
         return open_torch_folder(folder)

@@ -6,7 +6,7 @@ after the other (github.com/huggingface/safetensors). The safetensors library ju
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -69,12 +69,11 @@ def write_safetensors(
     *,
     stem: str = "model",
     shard_bytes: int,
-    say: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Write `tensors` as FOLDER/STEM.safetensors, or as numbered shards of `shard_bytes` with their index.
 
-    The files have their full length before the first array is read, so that a full disk shows at once. `say` is
-    called with the bytes of every array that is written. Returns the names of the files.
+    The files have their full length before the first array is read, so that a full disk shows at once. Returns their
+    names.
     """
     shards = list(_shards(tensors, shard_bytes))
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -83,8 +82,7 @@ def write_safetensors(
     for name, shard in zip(names, shards, strict=True):
         places |= _begin(folder / name, shard)
     with ThreadPoolExecutor(THREADS) as threads:
-        for done in threads.map(lambda name: _write(*places[name], tensors[name]), tensors):
-            say(done)
+        list(threads.map(lambda name: _write(*places[name], tensors[name]), tensors))
     if len(shards) > 1:
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
@@ -123,7 +121,7 @@ def _begin(path: Path, shard: Mapping[str, Tensor]) -> dict[str, tuple[Path, int
     return {name: (path, start + offset) for name, offset in offsets.items()}
 
 
-def _write(path: Path, offset: int, tensor: Tensor) -> int:
+def _write(path: Path, offset: int, tensor: Tensor) -> None:
     array = np.ascontiguousarray(tensor.read())
     assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), (path, array.shape, tensor.shape)
     with path.open("r+b", buffering=0) as file:
@@ -131,4 +129,3 @@ def _write(path: Path, offset: int, tensor: Tensor) -> int:
         left = array.reshape(-1).view(np.uint8).data
         while left:
             left = left[file.write(left) :]
-    return array.nbytes

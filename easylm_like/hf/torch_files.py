@@ -160,7 +160,9 @@ def _read_archive(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[int, int]
             pickled = archive.read(root + "data.pkl")
             start_of_key = len(root + "data/")
             places = {n[start_of_key:]: _place(file, i) for n, i in infos.items() if n.startswith(root + "data/")}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
         raise UserError(f"{path}: damaged or cut off ({error}); copy it again") from error
     if order != b"little":
         raise UserError(

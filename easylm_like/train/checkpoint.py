@@ -9,12 +9,11 @@ again before it is deleted.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from easylm_like.errors import UserError
 from easylm_like.hf.keys import Stack, Stacks
 from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import Params, abstract_model
-from easylm_like.train.layers_on_disk import open_layers, save_args, write_layers
+from easylm_like.train.layers_on_disk import open_layers, quiet_orbax, save_args, write_layers
 from easylm_like.train.state import TrainState
 
 RunInfo = Mapping[str, object]
@@ -35,6 +34,7 @@ Folder = str | os.PathLike[str]
 
 PARTIAL, DELETED, DAMAGED = ".partial", ".deleted", ".damaged"  # STEP.partial: not, no longer, no checkpoint
 RUN, PARAMS = "run.json", "params"
+FULL_DISK = "the disk is full"
 # Orbax could make them in the background too; but if that fails, its other threads wait 20 minutes for them, and no
 # process ends before its threads.
 # 20 minutes are also what it gives a save by default, which is little for a large state on a shared disk.
@@ -62,10 +62,7 @@ def newest_step(folder: Folder, step: int | None = None) -> int:
 
 def new_checkpointer() -> ocp.AsyncCheckpointer:
     """Return what writes the arrays of states in the background, one state at a time."""
-    # Orbax shows the traceback of an error that it also raises, and Python those of the other writes that fail with it.
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_not_orbax)
-    warnings.filterwarnings("ignore", "coroutine 'async_serialize.* was never awaited", RuntimeWarning)
+    quiet_orbax()
     return ocp.AsyncCheckpointer(_arrays_handler(), async_options=ASYNC)
 
 
@@ -89,9 +86,24 @@ def finish_save(folder: Folder, step: int, run: RunInfo) -> None:
 
 
 def save_params(folder: Folder, params: Stacks, run: RunInfo, step: int = 0) -> None:
-    """Write weights alone as a checkpoint, a few layers in memory at a time, for runs that start from them."""
-    write_layers(_partial(folder, step) / PARAMS, params)
+    """Write weights alone as a checkpoint, a few layers in memory at a time, for runs that start from them.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    try:
+        write_layers(_partial(folder, step) / PARAMS, params)
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:  # what a disk makes tensorstore and Orbax raise
+        raise UserError(f"{_partial(folder, step)} could not be written: {why_not(error)}") from error
     finish_save(folder, step, run)
+
+
+def why_not(error: Exception) -> str:
+    """Return in a few words what kept a checkpoint from being written."""
+    full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+    return FULL_DISK if full else str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def open_params(folder: Folder, step: int) -> dict[str, Stack]:
@@ -192,10 +204,6 @@ def saved_digest(folder: Folder, step: int) -> str:
 
 def _arrays_handler() -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=ASYNC))
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname + logging.Formatter().format(record)
 
 
 def _check(folder: Folder, step: int, under: str) -> None:

@@ -4,6 +4,8 @@ Orbax stores each weight as a zarr array, cut into chunks, in one OCDBT key-valu
 "Checkpoint format"). Checkpoints of this library have chunks of at most one layer, so that a layer is read alone.
 """
 
+import logging
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -50,6 +52,7 @@ def write_layers(folder: Path, stacks: Stacks) -> None:
     empty = {name: np.broadcast_to(np.zeros((), stack.dtype), stack.shape) for name, stack in stacks.items()}
     cut = save_args({name: (stack.shape, stack.dtype.itemsize) for name, stack in stacks.items()})
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)  # random digits: it saves little and takes longest
+    quiet_orbax()
     ocp.Checkpointer(handler).save(folder, args=ocp.args.PyTreeSave(empty, save_args=cut))
     for name, stack in stacks.items():
         array = _open(folder, name)
@@ -59,6 +62,17 @@ def write_layers(folder: Path, stacks: Stacks) -> None:
             array.write(stack.read()).result()
         else:
             _fill(array, stack)
+
+
+def quiet_orbax() -> None:
+    """Keep Orbax from showing the traceback of an error that it also raises, and Python those of other writes."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_orbax)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize.* was never awaited", RuntimeWarning)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname + logging.Formatter().format(record)
 
 
 def _fill(array: tensorstore.TensorStore, stack: Stack) -> None:

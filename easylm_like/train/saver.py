@@ -1,6 +1,5 @@
 """Saving while the training goes on, and which checkpoints stay."""
 
-import errno
 import math
 import os
 import sys
@@ -17,6 +16,7 @@ import jax
 
 from easylm_like.errors import UserError
 from easylm_like.train.checkpoint import (
+    FULL_DISK,
     RunInfo,
     begin_save,
     finish_save,
@@ -25,6 +25,7 @@ from easylm_like.train.checkpoint import (
     remove_step,
     remove_unfinished,
     saved_steps,
+    why_not,
 )
 from easylm_like.train.config import RunConfig
 from easylm_like.train.hosts import on_every_host
@@ -116,13 +117,12 @@ class Saver:
 
     def _failure(self, step: int, error: Exception) -> UserError:
         self._give_up()
-        full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
-        what = "the disk is full" if full else str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = why_not(error)
         kept = saved_steps(self._folder)
         return UserError(
             f"{self._folder}: the checkpoint of step {step} could not be written: {what}. "
             + (f"Those of steps {kept} are whole" if kept else "There is none before it")
-            + f"; {'make room' if full else 'mend that'} and start the run again"
+            + f"; {'make room' if what == FULL_DISK else 'mend that'} and start the run again"
             + (": it goes on from the newest" if kept else "")
         )
 

@@ -11,8 +11,9 @@ import pytest
 import transformers
 from flax import nnx
 
-from easylm_like.convert.__main__ import convert_to_hf
+from easylm_like.convert.__main__ import main
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from easylm_like.hf.keys import as_stacks
 from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import abstract_model
 from easylm_like.train.checkpoint import save_params, shape_to_json
@@ -123,12 +124,16 @@ def new_run(
     def make(workdir: Path, shape: LlamaConfig, seed: int = 0) -> Path:
         own = qwen_tokenizer if shape.qkv_bias else tokenizer
         info = {"shape": shape_to_json(shape), "template": "koala", "tokenizer": own.digest}
-        save_params(workdir / "checkpoints", new_params(shape, seed), info)
+        save_params(workdir / "checkpoints", as_stacks(new_params(shape, seed)), info)
         (workdir / "tokenizer").mkdir(exist_ok=True)
         own.save(workdir / "tokenizer")
         return workdir
 
     return make
+
+
+def convert(target: str, model: Path, out: Path, *flags: str) -> None:
+    main([target, f"--model={model}", f"--out={out}", *flags])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +157,7 @@ def export(
     shape = SHAPES[request.param]
     place = tmp_path_factory.mktemp(request.param)
     run = new_run(place / "run", shape)
-    convert_to_hf(run, place / "hf", None, "float32")
+    convert("to-hf", run, place / "hf")
     return Export(shape, new_params(shape), run, place / "hf")
 
 

@@ -1,8 +1,10 @@
 """The conversion commands: nothing is done twice, nothing half, and nothing that is somebody's is replaced."""
 
 import json
+import resource
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,23 @@ from safetensors.numpy import load_file
 
 from easylm_like.command import run_command
 from easylm_like.convert.__main__ import main
+from easylm_like.hf.keys import as_stacks
 from easylm_like.train.checkpoint import load_params, read_run_info, save_params
 from easylm_like.train.config import DataConfig, ModelConfig, RunConfig
 from easylm_like.train.loop import train
 
 from .conftest import SHAPES, Export
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Return a function that forbids files of more than so many bytes, as a full disk does, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
 
 Capture = pytest.CaptureFixture[str]
 NewRun = Callable[..., Path]
@@ -40,30 +54,31 @@ def test_a_second_conversion_is_re_used_and_a_new_checkpoint_is_not(
     new_run: NewRun, new_params: Callable[..., dict[str, np.ndarray]], tmp_path: Path, capsys: Capture
 ) -> None:
     run, out = new_run(tmp_path / "run", SHAPES["tied"]), tmp_path / "hf"
-    arguments = ["to-hf", f"--run={run}", f"--out={out}"]
+    arguments = ["to-hf", f"--model={run}", f"--out={out}"]
     main(arguments)
-    assert "step 0 in float32; logits at" in capsys.readouterr().out
-    origin = json.loads((out / "easylm_like.json").read_text())
-    assert (origin["template"], origin["step"], origin["dtype"]) == ("koala", 0, "float32")
+    assert "step 0, in float32; 20 arrays equal to the bit, logits at" in capsys.readouterr().out
+    record = json.loads((out / "conversion.json").read_text())
+    assert (record["template"], record["from"]["step"], record["to"]["dtype"]) == ("koala", 0, "float32")
+    assert record["run"] == read_run_info(run / "checkpoints")[1]
     first, weights = listing(out), load_file(out / "model.safetensors")
     main(arguments)
-    assert f"{out}: already holds step 0 of {run} in float32" in capsys.readouterr().out
+    assert f"{out}: already holds {run}, step 0, in float32" in capsys.readouterr().out
     assert listing(out) == first
     main([*arguments, "--dtype=float16"])
-    assert "step 0 in float16" in capsys.readouterr().out
+    assert "step 0, in float16; 20 arrays equal to the bit after rounding" in capsys.readouterr().out
     _, info = read_run_info(run / "checkpoints")
-    save_params(run / "checkpoints", new_params(SHAPES["tied"], 1), info, step=5)
+    save_params(run / "checkpoints", as_stacks(new_params(SHAPES["tied"], 1)), info, step=5)
     main(arguments)
-    assert "step 5 in float32; logits at" in capsys.readouterr().out
+    assert "step 5, in float32" in capsys.readouterr().out
     assert (load_file(out / "model.safetensors")["model.norm.weight"] != weights["model.norm.weight"]).all()
     main([*arguments, "--step=0"])
-    assert "step 0 in float32; logits at" in capsys.readouterr().out
+    assert "step 0, in float32" in capsys.readouterr().out
     assert (load_file(out / "model.safetensors")["model.norm.weight"] == weights["model.norm.weight"]).all()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "hf"}
 
 
 def test_a_start_is_re_used_and_can_be_converted_on(export: Export, tmp_path: Path, capsys: Capture) -> None:
-    arguments = ["from-hf", f"--model={export.folder}", f"--out={tmp_path / 'start'}"]
+    arguments = ["to-orbax", f"--model={export.folder}", f"--out={tmp_path / 'start'}"]
     main(arguments)
     assert "logits at" in capsys.readouterr().out
     step, info = read_run_info(tmp_path / "start" / "checkpoints")
@@ -81,7 +96,7 @@ def test_a_start_is_re_used_and_can_be_converted_on(export: Export, tmp_path: Pa
 def test_a_folder_is_trained_on_and_comes_out_as_the_same_family(
     export: Export, tmp_path: Path, capsys: Capture
 ) -> None:
-    main(["from-hf", f"--model={export.folder}", f"--out={tmp_path / 'start'}"])
+    main(["to-orbax", f"--model={export.folder}", f"--out={tmp_path / 'start'}"])
     chat = [{"role": "user", "content": "What is 3 and 4?"}, {"role": "assistant", "content": "3 and 4 make 7"}]
     lines = [json.dumps({"id": f"c{i}", "source": "sums", "messages": chat}) + "\n" for i in range(16)]
     (tmp_path / "train.jsonl").write_text("".join(lines))
@@ -90,8 +105,8 @@ def test_a_folder_is_trained_on_and_comes_out_as_the_same_family(
     config.model = ModelConfig(init_from=str(tmp_path / "start"))
     config.compilation_cache = ""
     train(config, tmp_path / "run")
-    main(["to-hf", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}"])
-    assert "step 2 in float32; logits at" in capsys.readouterr().out
+    main(["to-hf", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}"])
+    assert "step 2, in float32" in capsys.readouterr().out
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "qwen3"
     old, new = (load_file(folder / "model.safetensors") for folder in (export.folder, tmp_path / "hf"))
     assert {name: weight.shape for name, weight in new.items()} == {name: weight.shape for name, weight in old.items()}
@@ -100,9 +115,10 @@ def test_a_folder_is_trained_on_and_comes_out_as_the_same_family(
 
 def test_a_cut_weight_file_writes_nothing(export: Export, tmp_path: Path, capsys: Capture) -> None:
     folder = Path(shutil.copytree(export.folder, tmp_path / "cut"))
+    (folder / "files.json").unlink()
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-1])
-    sentence = fails(capsys, "from-hf", f"--model={folder}", f"--out={tmp_path / 'start'}")
+    sentence = fails(capsys, "to-orbax", f"--model={folder}", f"--out={tmp_path / 'start'}")
     assert f"{folder}/model.safetensors: damaged or cut off" in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
 
@@ -112,7 +128,7 @@ def test_another_architecture_is_refused(export: Export, tmp_path: Path, capsys:
     fields = json.loads((folder / "config.json").read_text())
     for change in ({"model_type": "gpt2"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "yarn"}}):
         (folder / "config.json").write_text(json.dumps(fields | change))
-        sentence = fails(capsys, "from-hf", f"--model={folder}", f"--out={tmp_path / 'start'}")
+        sentence = fails(capsys, "to-orbax", f"--model={folder}", f"--out={tmp_path / 'start'}")
         assert f"{folder}/config.json: " in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
@@ -121,11 +137,25 @@ def test_mistakes_in_the_arguments_are_one_sentence(
     export: Export, new_run: NewRun, tmp_path: Path, capsys: Capture
 ) -> None:
     out = f"--out={tmp_path / 'out'}"
-    assert "none/checkpoints: no such folder" in fails(capsys, "to-hf", f"--run={tmp_path / 'none'}", out)
-    assert "no checkpoint of step 5; there are [0]" in fails(capsys, "to-hf", f"--run={export.run}", out, "--step=5")
-    assert "none/config.json: No such file" in fails(capsys, "from-hf", f"--model={tmp_path / 'none'}", out)
-    sentence = fails(capsys, "from-hf", f"--model={export.folder}", out, "--template=alpaka")
-    assert "unknown template 'alpaka'" in sentence
+    run, folder = f"--model={export.run}", f"--model={export.folder}"
+    assert "none: no such file or folder" in fails(capsys, "to-hf", f"--model={tmp_path / 'none'}", out)
+    assert f"{tmp_path}: expected a run's work directory" in fails(capsys, "to-hf", f"--model={tmp_path}", out)
+    assert "no checkpoint of step 5; there are [0]" in fails(capsys, "to-hf", run, out, "--step=5")
+    assert "unknown template 'alpaka'" in fails(capsys, "to-orbax", folder, out, "--template=alpaka")
+    assert "unknown GGUF type" in fails(capsys, "to-gguf", folder, out, "--type=Q3_K_M")
+    assert "tokenizer: no such" in fails(capsys, "to-hf", folder, out, f"--tokenizer={tmp_path / 'tokenizer'}")
+    assert "vocab_size 100" in fails(capsys, "to-hf", folder, out, "--vocab_size=100")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["to-hf", "to-gguf", "to-orbax"])
+def test_a_full_disk_leaves_nothing(
+    export: Export, tmp_path: Path, capsys: Capture, limit_files: Callable[[int], None], target: str
+) -> None:
+    model = export.folder if target == "to-orbax" else export.run
+    limit_files(10_000)
+    sentence = fails(capsys, target, f"--model={model}", f"--out={tmp_path / 'out'}")
+    assert "File too large" in sentence
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,22 +163,22 @@ def test_another_tokenizer_in_the_run_is_refused(new_run: NewRun, tmp_path: Path
     run = new_run(tmp_path / "run", SHAPES["tied"])
     content = (run / "tokenizer" / "tokenizer.json").read_text()
     (run / "tokenizer" / "tokenizer.json").write_text(content.replace('"version"', ' "version"', 1))
-    sentence = fails(capsys, "to-hf", f"--run={run}", f"--out={tmp_path / 'out'}")
+    sentence = fails(capsys, "to-hf", f"--model={run}", f"--out={tmp_path / 'out'}")
     assert "run/tokenizer is not the one that trained this checkpoint" in sentence
 
 
-@pytest.mark.parametrize("command", ["to-hf", "from-hf"])
+@pytest.mark.parametrize("command", ["to-hf", "to-orbax", "to-gguf"])
 def test_a_folder_of_somebody_else_is_not_replaced(
     export: Export, tmp_path: Path, capsys: Capture, command: str
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    source = f"--run={export.run}" if command == "to-hf" else f"--model={export.folder}"
-    assert "exists and is not replaced" in fails(capsys, command, source, f"--out={tmp_path}")
+    sentence = fails(capsys, command, f"--model={export.folder}", f"--out={tmp_path}")
+    assert "exists and is not replaced" in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_start_does_not_replace_a_run(export: Export, new_run: NewRun, tmp_path: Path, capsys: Capture) -> None:
     run = new_run(tmp_path / "run", SHAPES["tied"], seed=3)
     before = listing(run)
-    fails(capsys, "from-hf", f"--model={export.folder}", f"--out={run}")
+    fails(capsys, "to-orbax", f"--model={export.folder}", f"--out={run}")
     assert listing(run) == before

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from easylm_like.convert.reference import reference_logits
+from easylm_like.hf.tensors import as_tensor
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -58,6 +59,6 @@ def test_logits_are_transformers(name: str, spelling: str) -> None:
         "new": sizes | {"rope_parameters": parameters},
         "old": sizes | {"rope_theta": parameters["rope_theta"], "rope_scaling": rope if "factor" in rope else None},
     }[spelling]
-    weights = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
+    weights = {name: as_tensor(weight.detach().numpy()) for name, weight in model.state_dict().items()}
     np.testing.assert_allclose(reference_logits(fields, weights, ids), wanted, atol=1e-4)
     assert wanted.std() > 0.5

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from easylm_like.convert.load import LoadedModel
+from easylm_like.digests import write_digests
 from easylm_like.errors import UserError
 from eval.loss import conversation_loss
 from eval.report import ReportConfig, write_report
@@ -155,6 +156,7 @@ def test_a_retrained_model_is_reported_anew(config: ReportConfig, report: dict[s
     folder = Path(shutil.copytree(config.model, tmp_path / "hf"))
     fields = {"model": folder, "data": config.data, "out": tmp_path / "report", "max_new": 8, "row_length": 64}
     first = write_report(ReportConfig(**fields))
-    origin = json.loads((folder / "easylm_like.json").read_text())
-    (folder / "easylm_like.json").write_text(json.dumps(origin | {"checkpoint": "another"}))
+    with (folder / "generation_config.json").open("a") as file:  # as of a model that is another
+        file.write(" ")
+    write_digests(folder)
     assert write_report(ReportConfig(**fields))["digest"] != first["digest"]

@@ -14,6 +14,7 @@ from flax import nnx
 
 from easylm_like.convert.load import LoadedModel, load_model
 from easylm_like.hf.keys import to_ours
+from easylm_like.hf.tensors import as_tensor
 from easylm_like.model.config import LlamaConfig, RopeScaling
 from easylm_like.model.llama import Params, abstract_model
 
@@ -91,7 +92,8 @@ def twins() -> Callable[[str], Twins]:
         arrays = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
         if config.tie_embeddings:
             del arrays["lm_head.weight"]
-        return Twins(config, theirs, jax.tree.map(jax.numpy.asarray, to_ours(arrays, config, name)))
+        stacks = to_ours({key: as_tensor(array) for key, array in arrays.items()}, config, name)
+        return Twins(config, theirs, {key: jax.numpy.asarray(stack.read()) for key, stack in stacks.items()})
 
     return make
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from easylm_like.errors import UserError
+from easylm_like.hf.keys import as_stacks
 from easylm_like.model.config import Compute, LlamaConfig
 from easylm_like.model.llama import Params
 from easylm_like.model.partition import MeshConfig, make_mesh
@@ -118,8 +119,8 @@ def test_a_checkpoint_that_was_not_finished_is_none(saved: tuple[Path, TrainStat
 
 def test_weights_saved_alone_are_a_start(tmp_path: Path, params: Params) -> None:
     arrays = {name: np.asarray(weight) for name, weight in params.items()}
-    save_params(tmp_path / "one", arrays, {"a": 1})
-    save_params(tmp_path / "two", arrays, {"a": 1})
+    save_params(tmp_path / "one", as_stacks(arrays), {"a": 1})
+    save_params(tmp_path / "two", as_stacks(arrays), {"a": 1})
     assert read_run_info(tmp_path / "one") == (0, {"a": 1})
     loaded = load_params(tmp_path / "one", 0)
     assert loaded.keys() == arrays.keys()

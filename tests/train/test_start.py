@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from easylm_like.errors import UserError
+from easylm_like.hf.keys import as_stacks
 from easylm_like.model.config import Compute, LlamaConfig
 from easylm_like.model.llama import Params
 from easylm_like.model.partition import MeshConfig, make_mesh
@@ -29,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shape: LlamaConfig, params: Pa
     folder = tmp_path_factory.mktemp("starts") / "run"
     for step, factor in ((0, 1), (4, 2)):
         arrays = {name: np.asarray(weight) * factor for name, weight in params.items()}
-        save_params(folder / "checkpoints", arrays, {"shape": shape_to_json(shape)}, step)
+        save_params(folder / "checkpoints", as_stacks(arrays), {"shape": shape_to_json(shape)}, step)
     (folder / "tokenizer").mkdir()
     (folder / "config.json").write_text("{}")  # a run has one too, and it is not Hugging Face's
     return folder
