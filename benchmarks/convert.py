@@ -27,6 +27,7 @@ copies of the model lie on the disk. Asserts no times.
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -83,7 +84,13 @@ def main() -> None:
     shape = dataclasses.replace(shape, n_layers=flags.layers or shape.n_layers)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(flags.work or temporary).resolve()
-        write_model(work / "model", shape, flags.dtype, int(flags.shard_gb * 1e9))
+        # In another process: ru_maxrss of every run begins with the greatest memory of the process that starts it.
+        arguments = (work / "model", shape, flags.dtype, int(flags.shard_gb * 1e9))
+        writer = multiprocessing.get_context("spawn").Process(target=write_model, args=arguments)
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            sys.exit("the model could not be written")
         files = [path.stat().st_size for path in (work / "model").glob("*.safetensors")]
         print(
             f"{flags.model}, {shape.n_layers} layers, {count_parameters(shape):,} weights in {flags.dtype}, "

@@ -199,7 +199,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 
 def test_a_changed_byte_anywhere_gives_a_sentence_or_the_same_names(small: Path) -> None:
     whole, changed, refused = small.read_bytes(), small.with_name("changed.pth"), 0
-    for place in range(0, len(whole), 2):
+    for place in range(0, len(whole), 7):
         content = bytearray(whole)
         content[place] = 0xFF if content[place] != 0xFF else 0
         changed.write_bytes(content)
@@ -209,7 +209,7 @@ def test_a_changed_byte_anywhere_gives_a_sentence_or_the_same_names(small: Path)
             refused += 1
         else:
             assert {name: tensor.read().shape for name, tensor in opened.items()} == {"weight": (4, 3), "bias": (4,)}
-    assert refused > 100
+    assert refused > 30
 
 
 def remove_storage(members: dict[str, bytes]) -> None:
