@@ -123,8 +123,10 @@ def recover_numbers(difference: Tensors, base: Source, dtype: str | None = None)
     rows, in float32, in the others, as in weight_diff.py.
 
     Raises:
-        UserError: they are of different shapes; all weights that differ are listed.
+        UserError: they are of different shapes (all weights that differ are listed), or the difference is one of ours.
     """
+    if any(tensor.dtype in _BITS.values() for tensor in difference.values()):
+        raise UserError(f"the difference is one of bits, and its {RECORD} is missing; copy that file too")
     if problems := _compare_shapes(_describe(difference), _describe(base.tensors)):
         raise UserError(f"{base.path} is not the base of this difference: {'; '.join(problems)}")
     recovered = {}

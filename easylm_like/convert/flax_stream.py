@@ -88,13 +88,6 @@ class _Stream:
         return UserError(f"{self.path}: not one of EasyLM's checkpoints, or damaged (at byte {at})")
 
 
-def begins_like_flax(path: Path) -> bool:
-    """Return whether a file's first two bytes are those of a stream, or of a state of named things."""
-    with path.open("rb") as file:
-        first, second = (*file.read(2), 0, 0)[:2]
-    return (first == _PAIR and second >> 4 == 0x9) or (0x81 <= first <= 0x8F and second >> 5 == 0b101)
-
-
 def read_index(path: Path) -> Index:
     """Return (key, where it lies) of all that a file holds, in its order.
 

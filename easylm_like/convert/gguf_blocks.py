@@ -72,6 +72,11 @@ def unpack(take: Callable[[int, int], np.ndarray], kind: str, shape: tuple[int, 
 
 def _in_threads(work: Callable[[int], None], size: int) -> None:
     """Call work(first) for every CHUNK of `size` weights."""
+
+    def quietly(first: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is looked for in what was written
+            work(first)
+
     starts = range(0, size, CHUNK)
     with ThreadPoolExecutor(max(1, min(len(starts), os.cpu_count() or 1, 8))) as pool:
-        list(pool.map(work, starts))
+        list(pool.map(quietly, starts))

@@ -135,14 +135,15 @@ def shape_from_metadata(metadata: Metadata, where: str) -> dict[str, object]:
     heads, width = fields["num_attention_heads"], fields["hidden_size"]
     if not isinstance(heads, int) or not isinstance(width, int) or not heads:
         raise UserError(f"{where}: attention.head_count is {heads!r} and embedding_length {width!r}; expected numbers")
-    head_dim = fields.get("head_dim", width // heads)
+    head_dim = told.get("attention.key_length", width // heads)
     for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if told.get(name, head_dim) != head_dim:
             raise UserError(f"{where}: {architecture}.{name} is {told[name]!r}; here it must be the head's {head_dim}")
     window = fields.pop("sliding_window", 0)
     model_type = "mistral" if window and architecture == "llama" else architecture
-    defaults = {"num_key_value_heads": heads, "head_dim": head_dim, "rope_theta": 10_000.0}
-    return {"model_type": model_type} | defaults | fields | _window(str(model_type), window)
+    defaults = {"num_key_value_heads": heads, "rope_theta": 10_000.0}
+    own = {"model_type": model_type, "head_dim": head_dim} | _window(str(model_type), window)
+    return defaults | fields | own
 
 
 def scaling_to_factors(config: LlamaConfig) -> np.ndarray:

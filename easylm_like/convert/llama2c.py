@@ -262,7 +262,7 @@ def _tokenizer(path: Path, vocab: int, hints: Hints) -> Tokenizer | None:
     if hints.tokenizer is not None:
         packed = hints.tokenizer.is_file() and hints.tokenizer.suffix == ".bin"
         tokenizer = tokenizer_from_llama2c(hints.tokenizer) if packed else load_tokenizer(hints.tokenizer)
-        if tokenizer.vocab_size != vocab:
+        if tokenizer.vocab_size > vocab:
             raise UserError(f"{hints.tokenizer}: {tokenizer.vocab_size} tokens, but {path} has a vocabulary of {vocab}")
         return tokenizer
     beside = [other for other in sorted(path.absolute().parent.glob("tok*.bin")) if other.name != path.name]

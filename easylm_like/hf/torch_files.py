@@ -9,6 +9,7 @@ replayed over plain values instead, so that nothing is ever looked up or called,
 import os
 import pickletools
 import re
+import reprlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -351,7 +352,7 @@ def _describe(value: object) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, _View):
         return f"a tensor {value.shape}"
-    return value.name if isinstance(value, _Name) else repr(value)
+    return value.name if isinstance(value, _Name) else reprlib.repr(value)
 
 
 def _lazy(path: Path, view: _View, members: Mapping[str, tuple[int, int]]) -> Tensor:

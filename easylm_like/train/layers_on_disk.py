@@ -48,20 +48,18 @@ def open_layers(folder: Path, stacked: Mapping[str, bool]) -> dict[str, Stack]:
 
 def write_layers(folder: Path, stacks: Stacks) -> None:
     """Write weights as Orbax does, with the memory of a few layers."""
-    # Orbax writes the structure, with arrays of zeros that take no memory and no disk; tensorstore then fills them.
-    empty = {name: np.broadcast_to(np.zeros((), stack.dtype), stack.shape) for name, stack in stacks.items()}
-    cut = save_args({name: (stack.shape, stack.dtype.itemsize) for name, stack in stacks.items()})
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)  # random digits: it saves little and takes longest
     quiet_orbax()
-    ocp.Checkpointer(handler).save(folder, args=ocp.args.PyTreeSave(empty, save_args=cut))
+    # Orbax writes the structure, with arrays of one number; tensorstore puts the real ones in their place.
+    tiny = {name: np.zeros((1,) * len(stack.shape), stack.dtype) for name, stack in stacks.items()}
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=ocp.args.PyTreeSave(tiny))
     for name, stack in stacks.items():
-        array = _open(folder, name)
-        if not stack.stacked:
-            array.write(stack.read_layer(0)).result()
-        elif _layers_in_chunk(array) > 1:
-            array.write(stack.read()).result()
-        else:
+        layer = prod(stack.shape[1:]) * stack.dtype.itemsize
+        cut = stack.stacked and layer >= CHUNK_BYTES
+        array = _create(folder, name, stack, chunk=(1, *stack.shape[1:]) if cut else stack.shape)
+        if cut:
             _fill(array, stack)
+        else:
+            array.write(stack.read()).result()
 
 
 def quiet_orbax() -> None:
@@ -89,6 +87,14 @@ def _read(array: tensorstore.TensorStore, stacked: bool, layer: int) -> np.ndarr
 def _open(folder: Path, name: str, context: tensorstore.Context | None = None) -> tensorstore.TensorStore:
     store = {"driver": "ocdbt", "base": f"file://{folder.absolute()}", "path": f"{name}/"}
     return tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, context=context).result()
+
+
+def _create(folder: Path, name: str, stack: Stack, chunk: tuple[int, ...]) -> tensorstore.TensorStore:
+    old = _open(folder, name).spec().to_json()
+    # Weights are random digits: compressing them saves a quarter of bfloat16, and takes longer than all the rest.
+    metadata = old["metadata"] | {"shape": stack.shape, "chunks": chunk, "compressor": None}
+    spec = {"driver": "zarr", "kvstore": old["kvstore"], "metadata": metadata}
+    return tensorstore.open(spec, create=True, delete_existing=True).result()
 
 
 def _layers_in_chunk(array: tensorstore.TensorStore) -> int:

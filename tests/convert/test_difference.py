@@ -146,6 +146,13 @@ def test_a_flipped_bit_in_the_difference_is_found(tmp_path: Path) -> None:
         recover(other, record, base)
 
 
+def test_a_difference_of_bits_is_not_added_as_numbers() -> None:
+    base = as_source(draw(2, DTYPES[1]))
+    difference, _ = make_difference(as_source(draw(1, DTYPES[1])), base)
+    with pytest.raises(UserError, match=r"its difference\.json is missing"):
+        recover_numbers(difference, base)
+
+
 def test_models_of_other_shapes_have_no_difference() -> None:
     tuned = draw(1, DTYPES[0]) | {NORM: np.zeros(9, np.float32)}
     del tuned[HEAD]
