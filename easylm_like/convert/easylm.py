@@ -16,11 +16,12 @@ import numpy as np
 from easylm_like.convert.flax_stream import Index, Stored, read_index, read_stored
 from easylm_like.convert.reference import Layout, reference_logits
 from easylm_like.convert.rope_rows import to_halves
-from easylm_like.convert.shape import read_hinted_shape, reference_fields
+from easylm_like.convert.shape import read_hinted_shape
 from easylm_like.convert.source import Hints, Source
 from easylm_like.data.template import get_template
 from easylm_like.data.tokenizer import load_tokenizer
 from easylm_like.errors import UserError
+from easylm_like.hf.config import shape_to_hf
 from easylm_like.hf.tensors import DTYPES, Tensor
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.presets import PRESETS
@@ -116,7 +117,7 @@ def open_easylm(path: Path, hints: Hints) -> Source:
             for name, (key, layer) in keys.items()
             if name in native
         },
-        logits=partial(reference_logits, reference_fields(config), native, layout=EASYLM),
+        logits=partial(reference_logits, shape_to_hf(config), native, layout=EASYLM),
         tokenizer=None if hints.tokenizer is None else load_tokenizer(hints.tokenizer),
         template=None if hints.template is None else get_template(hints.template),
         origin={"path": str(path)},

@@ -5,13 +5,17 @@ Source of the rows and keys: llama.cpp's convert_hf_to_gguf.py, `_create_vocab_s
 
 import json
 from collections.abc import Sequence
-from itertools import groupby
 
 import sentencepiece
 
 from easylm_like.convert.gguf_tokenizer import CUTS, PREFIX, Json, Token, TokenType
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
+
+NOT_FROM_SCORES = (
+    "the tokenizer.json was not made from a SentencePiece model, a GGUF file cannot hold its merges: put the model's "
+    "tokenizer.model beside it"
+)
 
 
 def tokenizer_to_metadata(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, object]:
@@ -77,36 +81,37 @@ def _scored(fields: Json) -> list[Token]:
     convert_hf_to_gguf.py gives every piece the same score then, and llama.cpp merges from the left.
     """
     model = fields["model"]
-    made = (first + second for first, second in _merges(model))
-    ranks: dict[str, int] = {}
-    for text in made:
-        ranks.setdefault(text, len(ranks))
-    texts = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    ranks = _ranks(_merges(model))
     rows = []
-    for text in texts:
+    for text in sorted(model["vocab"], key=model["vocab"].__getitem__):
         is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
         kind = TokenType.BYTE if is_byte else TokenType.UNKNOWN if text == model["unk_token"] else TokenType.NORMAL
         rows.append(Token(text, kind, 0.0 if kind != TokenType.NORMAL else -float(ranks.get(text, len(ranks)))))
     return rows
 
 
+def _ranks(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """Return when each piece is made. SentencePiece makes it by all its pairs at once, as their score is the piece's.
+
+    LLaMA's runs of spaces, all of one score, are the exception: their pairs are mixed.
+    """
+    places: dict[str, list[int]] = {}
+    for place, (first, second) in enumerate(merges):
+        places.setdefault(first + second, []).append(place)
+    mixed = {text: found[0] for text, found in places.items() if found[-1] - found[0] >= len(found)}
+    if scattered := [text for text in mixed if len(set(text)) > 1]:
+        raise UserError(f"{NOT_FROM_SCORES}; {scattered[0]!r} is made at several places")
+    return {text: min(mixed.values()) if text in mixed else found[0] for text, found in places.items()}
+
+
 def _check_scores(tokens: list[Token], fields: Json) -> None:
-    """Raise UserError unless SentencePiece's way, from scores, makes the merges of this tokenizer.json."""
-    model = fields["model"]
-    texts = {token.text for token in tokens if token.type == TokenType.NORMAL}
-    possible = {
-        (text[:cut], text[cut:])
-        for text in texts
-        for cut in range(1, len(text))
-        if text[:cut] in model["vocab"] and text[cut:] in model["vocab"]
-    }
-    merges = _merges(model)
-    groups = [text for text, _ in groupby(first + second for first, second in merges)]
-    if set(merges) != possible or len(groups) != len(set(groups)):
-        raise UserError(
-            "the tokenizer.json was not made from a SentencePiece model: a GGUF file cannot hold such merges; put the "
-            "model's tokenizer.model beside it"
-        )
+    """Raise UserError unless tokenizer.json has all the merges that SentencePiece would make of these pieces."""
+    vocab = fields["model"]["vocab"]
+    texts = [token.text for token in tokens if token.type == TokenType.NORMAL]
+    pairs = ((text[:cut], text[cut:]) for text in texts for cut in range(1, len(text)))
+    possible = {(first, second) for first, second in pairs if first in vocab and second in vocab}
+    if differing := possible ^ set(_merges(fields["model"])):
+        raise UserError(f"{NOT_FROM_SCORES}; it differs in {len(differing)} merges")
 
 
 def _merges(model: Json) -> list[tuple[str, str]]:

@@ -18,15 +18,14 @@ import numpy as np
 
 from easylm_like.convert.reference import Layout, reference_logits
 from easylm_like.convert.rope_rows import to_halves
+from easylm_like.convert.shape import read_hinted_shape
 from easylm_like.convert.source import Hints, Source
 from easylm_like.data.template import get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_sentencepiece
 from easylm_like.errors import UserError
-from easylm_like.hf.config import config_from_hf, shape_to_hf
-from easylm_like.hf.folder import read_json
+from easylm_like.hf.config import shape_to_hf
 from easylm_like.hf.tensors import Tensor, Tensors, read_at
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.presets import get_preset
 
 MAGIC = 0x616B3432  # "ak42"
 HEADER = 256  # bytes, from version 1 on
@@ -186,8 +185,7 @@ def _config(path: Path, header: _Header, hints: Hints) -> LlamaConfig:
     config.check()
     if not hints.shape:
         return config
-    file = Path(hints.shape)
-    hinted = config_from_hf(read_json(file), hints.shape) if file.is_file() else get_preset(hints.shape)
+    hinted = read_hinted_shape(hints.shape)
     told = {"rope_theta", "rope_scaling", "norm_eps", "max_length", "sliding_window"}
     others = [field.name for field in fields(config) if field.name not in told]
     if wrong := [name for name in others if getattr(hinted, name) != getattr(config, name)]:

@@ -15,16 +15,17 @@ import numpy as np
 
 from easylm_like.convert.reference import Layout, reference_logits
 from easylm_like.convert.rope_rows import to_halves
+from easylm_like.convert.shape import read_hinted_shape
 from easylm_like.convert.source import Hints, Source
 from easylm_like.data.template import get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
-from easylm_like.hf.config import config_from_hf, shape_to_hf
+from easylm_like.hf.config import shape_to_hf
 from easylm_like.hf.folder import read_json
 from easylm_like.hf.tensors import Tensor, Tensors
 from easylm_like.hf.torch_files import open_torch
 from easylm_like.model.config import LlamaConfig, RopeScaling
-from easylm_like.model.presets import PRESETS, get_preset
+from easylm_like.model.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +182,7 @@ def _open_shards(folder: Path) -> _Shards:
 
 
 def _hinted(shape: str) -> LlamaConfig:
-    path = Path(shape)
-    config = config_from_hf(read_json(path), shape) if path.is_file() else get_preset(shape)
+    config = read_hinted_shape(shape)
     if config.qkv_bias or config.qk_norm:
         raise UserError(f"{shape}: has qkv_bias or qk_norm (Qwen's), for which Meta's checkpoints have no arrays")
     return config

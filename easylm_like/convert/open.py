@@ -50,9 +50,13 @@ def _open_directory(path: Path, hints: Hints) -> Source:
         return open_meta(path, hints)
     if (path / "config.json").is_file():
         return open_folder(path, hints)
+    if any(path.glob("streaming_*")):
+        from easylm_like.convert.easylm import open_easylm
+
+        return open_easylm(path, hints)
     if len(files := sorted(path.glob("*.gguf"))) == 1:
         return open_source(files[0], hints)
     raise UserError(
         f"{path}: expected a run's work directory (checkpoints/), a Hugging Face folder (config.json), Meta's "
-        "(params.json) or one .gguf file in it"
+        "(params.json), EasyLM's (streaming_params) or one .gguf file in it"
     )

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 
 from easylm_like.convert.reference import reference_logits
-from easylm_like.convert.shape import reference_fields
 from easylm_like.convert.source import Source
 from easylm_like.errors import UserError
+from easylm_like.hf.config import shape_to_hf
 from easylm_like.hf.tensors import Tensor
 
 ROWS_BY_ID = ("model.embed_tokens.weight", "lm_head.weight")
@@ -70,5 +70,5 @@ def _logits(source: Source, resized: Source, ids: np.ndarray) -> np.ndarray:
     kept = source.logits(ids)[:, : resized.config.vocab_size]
     if kept.shape[1] == resized.config.vocab_size:
         return kept
-    fields = reference_fields(resized.config)
+    fields = shape_to_hf(resized.config)
     return np.concatenate([kept, reference_logits(fields, resized.tensors, ids)[:, kept.shape[1] :]], axis=1)

@@ -27,7 +27,7 @@ from easylm_like.hf.tensors import Tensor, Tensors
 
 # Of the logits' spread, fp32 on both sides: rounding grows with depth, a wrong layout is off by the logits' own size.
 TOLERANCE = 1e-3
-TORCH_BYTES = 4 << 30  # transformers is asked too where it is installed and the model in fp32 takes no more
+TORCH_BYTES = 1 << 30  # where torch is installed, transformers is asked too about models that are no larger in fp32
 
 PROBES: tuple[tuple[Message, ...], ...] = (
     (Message(Role.USER, "What is the capital of France?"), Message(Role.ASSISTANT, "The capital of France is Paris.")),
@@ -218,14 +218,13 @@ def _torch_can(side: Source) -> bool:
 
 
 def _transformers_logits(folder: Path, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BatchEncoding
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        return [model(torch.tensor(ids, dtype=torch.long)[None]).logits[0].numpy() for ids in prompts]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    batches = [BatchEncoding({"input_ids": [ids.tolist()]}, tensor_type="pt") for ids in prompts]
+    return [model(**batch).logits[0].detach().numpy() for batch in batches]
 
 
 def _probes(template: Template) -> list[tuple[Message, ...]]:

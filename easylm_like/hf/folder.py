@@ -16,7 +16,7 @@ from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.digests import DIGESTS, find_damage
 from easylm_like.errors import UserError
 from easylm_like.hf.config import config_from_hf, config_to_hf
-from easylm_like.hf.index import read_index
+from easylm_like.hf.index import read_indexed
 from easylm_like.hf.keys import Stack, check_names, to_ours
 from easylm_like.hf.safetensors_files import open_safetensors, write_safetensors
 from easylm_like.hf.tensors import Tensor, Tensors
@@ -92,16 +92,7 @@ def open_files(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     index, whole = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if not (index.is_file() or whole.is_file()) and any(folder.glob("pytorch_model*.bin*")):
         return open_torch_folder(folder)
-    files = sorted(read_index(index)) if index.is_file() else [whole.name]
-    tensors: dict[str, Tensor] = {}
-    doubled: list[str] = []
-    for file in files:
-        found = open_safetensors(folder / file)
-        doubled += [f"{name} ({file})" for name in found if name in tensors]
-        tensors |= found
-    if doubled:
-        raise UserError(f"{folder}: in two files of the folder: {', '.join(doubled)}")
-    return tensors
+    return read_indexed(index, open_safetensors) if index.is_file() else open_safetensors(whole)
 
 
 def folder_digest(folder: Path) -> str:

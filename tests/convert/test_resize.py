@@ -13,10 +13,11 @@ from transformers import LlamaForCausalLM
 
 from easylm_like.convert.reference import reference_logits
 from easylm_like.convert.resize import resize_vocabulary
-from easylm_like.convert.shape import read_hinted_shape, reference_fields
+from easylm_like.convert.shape import read_hinted_shape
 from easylm_like.convert.source import Source
 from easylm_like.data.tokenizer import train_sentencepiece
 from easylm_like.errors import UserError
+from easylm_like.hf.config import shape_to_hf
 from easylm_like.hf.tensors import Tensor, as_tensor
 
 IDS = np.random.default_rng(0).integers(0, 390, 40)
@@ -37,7 +38,7 @@ def as_source(model: LlamaForCausalLM, dtype: np.dtype, folder: Path) -> Source:
     model.config.save_pretrained(folder)
     weights = {name: weight.detach().numpy().astype(dtype) for name, weight in model.named_parameters()}
     config, tensors = read_hinted_shape(str(folder)), {name: as_tensor(array) for name, array in weights.items()}
-    logits = partial(reference_logits, reference_fields(config), tensors)
+    logits = partial(reference_logits, shape_to_hf(config), tensors)
     return Source(path=folder, format="test", config=config, tensors=tensors, logits=logits)
 
 

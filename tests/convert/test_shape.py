@@ -9,8 +9,9 @@ import torch
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from easylm_like.convert.reference import reference_logits
-from easylm_like.convert.shape import read_hinted_shape, reference_fields
+from easylm_like.convert.shape import read_hinted_shape
 from easylm_like.errors import UserError
+from easylm_like.hf.config import shape_to_hf
 from easylm_like.hf.tensors import as_tensor
 from easylm_like.model.presets import PRESETS
 
@@ -41,7 +42,7 @@ def test_logits_of_a_hinted_shape_are_transformers(tmp_path: Path, name: str) ->
     ids = np.random.default_rng(0).integers(0, 70, 50)
     with torch.no_grad():
         wanted = model(torch.tensor(ids)[None]).logits[0].numpy()
-    np.testing.assert_allclose(reference_logits(reference_fields(config), tensors, ids), wanted, atol=1e-4)
+    np.testing.assert_allclose(reference_logits(shape_to_hf(config), tensors, ids), wanted, atol=1e-4)
 
 
 def test_a_preset_is_told_by_its_name_and_nonsense_is_refused(tmp_path: Path) -> None:
