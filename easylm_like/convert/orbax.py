@@ -46,10 +46,11 @@ def open_orbax(run: Path, hints: Hints) -> Source:
 
 
 def own_logits(config: LlamaConfig, stacks: Stacks, ids: np.ndarray) -> np.ndarray:
-    """Return fp32 logits [T, V] of `ids` [T], by this library's model with one layer in memory at a time."""
-    places = jnp.ones((1, len(ids)), jnp.int32), jnp.arange(len(ids))[None]
+    """Return fp32 logits [..., T, V] of `ids` [..., T], by this library's model with one layer in memory at a time."""
+    ids_BT = ids.reshape(-1, ids.shape[-1])
+    places = jnp.ones(ids_BT.shape, jnp.int32), jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids_BT.shape)
     with jax.default_matmul_precision("highest"):  # accelerators round the factors of fp32 products otherwise
-        x_BTD = jnp.asarray(stacks["embed"].read()[ids].astype(np.float32))[None]
+        x_BTD = jnp.asarray(stacks["embed"].read()[ids_BT].astype(np.float32))
         for layer in range(config.n_layers):
             weights = {
                 name: jnp.asarray(stack.read_layer(layer).astype(np.float32))
@@ -58,11 +59,11 @@ def own_logits(config: LlamaConfig, stacks: Stacks, ids: np.ndarray) -> np.ndarr
             }
             x_BTD = _layer(config, weights, x_BTD, places)
         final_norm = jnp.asarray(stacks["final_norm"].read().astype(np.float32))
-        x_TD = rms_norm(x_BTD, final_norm, config.norm_eps)[0]
+        x_BTD = rms_norm(x_BTD, final_norm, config.norm_eps)
         head = stacks["embed" if config.tie_embeddings else "head"].read()[: config.vocab_size]
         rows = range(0, config.vocab_size, HEAD_ROWS)
-        parts = [x_TD @ jnp.asarray(head[row : row + HEAD_ROWS].astype(np.float32)).T for row in rows]
-        return np.concatenate([np.asarray(part) for part in parts], axis=1)
+        parts = [x_BTD @ jnp.asarray(head[row : row + HEAD_ROWS].astype(np.float32)).T for row in rows]
+        return np.concatenate([np.asarray(part) for part in parts], axis=-1).reshape(*ids.shape, -1)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -50,8 +50,8 @@ HEAD_ROWS = 16384  # of the vocabulary at once, or the largest matrix of a small
 
 
 def reference_logits(fields: Fields, tensors: Tensors, ids: np.ndarray, layout: Layout = HUGGING_FACE) -> np.ndarray:
-    """Return fp32 logits [T, V] of one sequence `ids` [T]; `fields` are those of a config.json."""
-    angles = np.outer(np.arange(len(ids), dtype=np.float32), _frequencies(fields, _heads(fields)[2]))
+    """Return fp32 logits [..., T, V] of `ids` [..., T]; `fields` are those of a config.json."""
+    angles = np.outer(np.arange(ids.shape[-1], dtype=np.float32), _frequencies(fields, _heads(fields)[2]))
     x = tensors[layout.embed].read()[ids].astype(np.float32)
     for layer in range(int(_number(fields, "num_hidden_layers"))):
         take = _Layer(tensors, layout, layer)
@@ -86,30 +86,30 @@ class _Layer:
 
 def _by_rows(x: np.ndarray, head: np.ndarray) -> np.ndarray:
     blocks = (head[start : start + HEAD_ROWS].astype(np.float32) for start in range(0, len(head), HEAD_ROWS))
-    return np.concatenate([x @ block.T for block in blocks], axis=1)
+    return np.concatenate([x @ block.T for block in blocks], axis=-1)
 
 
 def _attention(h: np.ndarray, take: _Layer, fields: Fields, angles: np.ndarray, window: float) -> np.ndarray:
-    """Return what attention adds to the stream [T, D], given its normed input."""
-    length, (heads, kv_heads, size), layout = len(h), _heads(fields), take.layout
+    """Return what attention adds to the stream [..., T, D], given its normed input."""
+    (heads, kv_heads, size), layout = _heads(fields), take.layout
 
     def project(name: str, bias: str, norm: str, count: int) -> np.ndarray:
         flat = take.multiply(h, name)
         if _kind(fields) == "qwen2":
             flat = flat + take.vector(bias)
-        rows = flat.reshape(length, count, size)
+        rows = flat.reshape(*flat.shape[:-1], count, size)
         return _norm(rows, take.vector(norm), fields) if norm and _kind(fields) == "qwen3" else rows
 
     q = _rotate(project(layout.q, layout.q_bias, layout.q_norm, heads), angles, layout.interleaved)
     k = _rotate(project(layout.k, layout.k_bias, layout.k_norm, kv_heads), angles, layout.interleaved)
     v = project(layout.v, layout.v_bias, "", kv_heads)
-    k, v = (np.repeat(one, heads // kv_heads, axis=1) for one in (k, v))
-    scores = np.einsum("tnh,snh->nts", q, k) / math.sqrt(size)
-    back = np.arange(length)[:, None] - np.arange(length)
+    k, v = (np.repeat(one, heads // kv_heads, axis=-2) for one in (k, v))
+    scores = np.einsum("...tnh,...snh->...nts", q, k) / math.sqrt(size)
+    back = np.arange(len(angles))[:, None] - np.arange(len(angles))
     scores = np.where((back >= 0) & (back < window), scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = np.einsum("nts,snh->tnh", scores / scores.sum(axis=-1, keepdims=True), v)
-    return take.multiply(mixed.reshape(length, heads * size), layout.o)
+    mixed = np.einsum("...nts,...snh->...tnh", scores / scores.sum(axis=-1, keepdims=True), v)
+    return take.multiply(mixed.reshape(*h.shape[:-1], heads * size), layout.o)
 
 
 def _window(fields: Fields, layer: int) -> float:
@@ -150,7 +150,7 @@ def _norm(x: np.ndarray, scale: np.ndarray, fields: Fields) -> np.ndarray:
 
 
 def _rotate(x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
-    """Return heads [T, N, H] turned by `angles` [T, H / 2]."""
+    """Return heads [..., T, N, H] turned by `angles` [T, H / 2]."""
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
     half = x.shape[-1] // 2
     one, other = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])

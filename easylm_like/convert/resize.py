@@ -61,14 +61,14 @@ def _resize(matrix: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _logits(source: Source, resized: Source, ids: np.ndarray) -> np.ndarray:
-    """Return fp32 logits [T, V] of `ids`, which the old vocabulary has.
+    """Return fp32 logits [..., T, V] of `ids` [..., T], which the old vocabulary has.
 
     The old ids' are computed from the format's own arrays, as ever. An added id's would be the mean of theirs, if the
     mean row were not rounded: in bfloat16 that is off by more than a proof allows (1.1e-3 of the logits' spread on
     stories260K), so they come from the rows as they are.
     """
-    kept = source.logits(ids)[:, : resized.config.vocab_size]
-    if kept.shape[1] == resized.config.vocab_size:
+    kept = source.logits(ids)[..., : resized.config.vocab_size]
+    if kept.shape[-1] == resized.config.vocab_size:
         return kept
     fields = shape_to_hf(resized.config)
-    return np.concatenate([kept, reference_logits(fields, resized.tensors, ids)[:, kept.shape[1] :]], axis=1)
+    return np.concatenate([kept, reference_logits(fields, resized.tensors, ids)[..., kept.shape[-1] :]], axis=-1)

@@ -31,7 +31,7 @@ class Source:
     """A model to convert, nothing of its weights read yet.
 
     `tensors` have Hugging Face's names and layout and are exactly those that `config` needs, the vocabulary without
-    padding. `logits` maps ids [T] to fp32 logits [T, V], computed from the format's own arrays in their own layout.
+    padding. `logits` maps ids [..., T] to fp32 logits [..., T, V], computed from the format's own arrays as they lie.
     """
 
     path: Path

@@ -125,12 +125,18 @@ def remove_step(folder: Folder, step: int) -> None:
     shutil.rmtree(deleted, ignore_errors=True)  # it is none any more; what cannot be deleted now, the next start tells
 
 
-def remove_unfinished(folder: Folder) -> None:
-    """Delete what saves and deletions left that did not come to their end; of a folder that nobody writes to."""
+def remove_unfinished(folder: Folder) -> bool:
+    """Delete what saves and deletions left that did not come to their end, of a folder that nobody writes to.
+
+    Returns whether there was anything.
+    """
+    found = False
     for path in Path(folder).glob("*"):
         step, _, rest = path.name.partition(".")
         if step.isdigit() and (rest == DELETED[1:] or rest.startswith(PARTIAL[1:])):
+            found = True
             shutil.rmtree(path)
+    return found
 
 
 def set_aside(folder: Folder, step: int) -> None:

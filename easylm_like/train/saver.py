@@ -129,10 +129,10 @@ class Saver:
     def _give_up(self) -> None:
         """Forget the save that has failed and delete its files, so that the next one can succeed."""
         self._checkpointer = new_checkpointer()  # the old one may have kept more errors, and would raise them there
-        for _ in range(50 * self._main):
-            with suppress(OSError):  # a write that Orbax no longer waits for may make a file meanwhile
-                remove_unfinished(self._folder)
-                break
+        for _ in range(50 * self._main):  # writes that Orbax no longer waits for may make files meanwhile, and after
+            with suppress(OSError):
+                if not remove_unfinished(self._folder):
+                    break
             time.sleep(0.1)
 
 

@@ -78,7 +78,8 @@ def test_every_tensor_comes_back_to_the_bit(kind: GgufType, written: Callable[..
             assert tensor.dtype == wanted.dtype == got.dtype
             assert got.tobytes() == wanted.read().tobytes(), key
             error = np.abs(got.astype(np.float32) - weights[key].read().astype(np.float32)).max()
-            assert error < {"q8_0": 0.01, "q5_0": 0.08, "q5_1": 0.08}.get(kind, 0.2 if kind[0] == "q" else 0.01)
+            few_bits = kind.name[:2] in ("Q4", "Q5") and "layers" in key  # embedding and head have eight
+            assert error < (0.2 if few_bits else 0.01), key
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -85,7 +85,7 @@ def llama_cpp(path: Path) -> Iterator[LlamaCpp]:
 
 def byte_level(cut: str, folder: Path) -> Tokenizer:
     """Train a byte-level BPE tokenizer that cuts text as `cut` does, by the tokenizers library."""
-    way = CUTS[cut]
+    way, takes_whole_tokens = CUTS[cut], cut == "llama-bpe"
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     fields = {
         "version": "1.0",
@@ -93,7 +93,7 @@ def byte_level(cut: str, folder: Path) -> Tokenizer:
         "normalizer": way.normalizer,
         "pre_tokenizer": way.pre_tokenizer,
         "decoder": level,
-        "model": {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": way.ignore_merges},
+        "model": {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": takes_whole_tokens},
     }
     backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
     trainer = tokenizers.trainers.BpeTrainer(
@@ -103,7 +103,10 @@ def byte_level(cut: str, folder: Path) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(HARD * 5, trainer)
-    backend.save(str(folder / "tokenizer.json"))
+    fields = json.loads(backend.to_str())
+    if takes_whole_tokens:  # pieces that only the vocabulary has, as Llama 3's has
+        fields["model"]["merges"] = fields["model"]["merges"][:-60]
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|x|>", "eos_token": "<|end|>"}))
     return load_tokenizer(folder)
 
