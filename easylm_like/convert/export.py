@@ -113,7 +113,7 @@ def run_job(source: Source, target: str, out: Path, options: Options) -> None:
     if target == "orbax" and source.template is None:
         raise UserError(f"{model}: nothing there says which template it is for; name it with --template=")
     if target == "gguf":
-        from easylm_like.convert.gguf_write import parse_type, rounded
+        from easylm_like.convert.gguf.write import parse_type, rounded
 
         kind = parse_type(options.gguf_type)
         written, wanted = source.tensors, {name: rounded(name, t, kind) for name, t in source.tensors.items()}
@@ -202,7 +202,7 @@ def _write_orbax(job: Job, tensors: Tensors, folder: Path) -> None:
 
 
 def _write_gguf(job: Job, tensors: Tensors, folder: Path) -> None:
-    from easylm_like.convert.gguf_write import About, parse_type, write_gguf
+    from easylm_like.convert.gguf.write import About, parse_type, write_gguf
 
     name, kind = job.out.resolve().name, parse_type(job.options.gguf_type)
     ends = [stop for stop in job.stop_ids if stop != job.tokenizer.eos_id]
@@ -212,7 +212,7 @@ def _write_gguf(job: Job, tensors: Tensors, folder: Path) -> None:
 
 
 def _check_ids(job: Job, folder: Path, written: Source, record: Record) -> None:
-    record["tokenizer"] = {"texts": verify_same_tokenizer(written, job.tokenizer, job.chats())}
+    record["tokenizer"] = verify_same_tokenizer(written, job.tokenizer, job.source.template, job.chats())
 
 
 TARGETS = {

@@ -19,7 +19,7 @@ def open_source(path: Path, hints: Hints) -> Source:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"GGUF":
-        from easylm_like.convert.gguf_read import open_gguf
+        from easylm_like.convert.gguf.read import open_gguf
 
         return open_gguf(path, hints)
     if path.suffix in (".pth", ".safetensors") or magic[:2] == b"PK":

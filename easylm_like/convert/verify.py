@@ -126,21 +126,29 @@ def verify_tokenizer(
     return {"texts": len(texts), "conversations_and_prompts": len(pairs) - len(texts)}
 
 
-def verify_same_tokenizer(written: Source, tokenizer: Tokenizer, chats: Iterable[Sequence[Message]] = ()) -> int:
-    """Check that the tokenizer in what was written gives the same ids; returns the number of texts compared.
+def verify_same_tokenizer(
+    written: Source, tokenizer: Tokenizer, template: Template | None, chats: Iterable[Sequence[Message]] = ()
+) -> dict[str, object]:
+    """Check that the tokenizer in what was written gives the same ids; returns how many texts were compared.
 
     Raises:
         UserError: it is missing, or a text has other ids.
     """
-    texts = [*HARD_TEXTS, "\n".join(HARD_TEXTS), *(message.content for chat in chats for message in chat)]
+    texts = [*HARD_TEXTS, "\n".join(HARD_TEXTS), tokenizer.special.eos.join(("one", "two  ", "\nthree", ""))]
+    if template is None:
+        texts += [message.content for chat in chats for message in chat]
+    else:
+        texts += [text for chat in (*_probes(template), *chats) for text in _whole(template, tokenizer, chat)]
     if written.tokenizer is None:
         raise UserError(f"{written.path}: the tokenizer did not get there")
-    for text, (ours, _), (theirs, _) in zip(
-        texts, tokenizer.encode(texts), written.tokenizer.encode(texts), strict=True
-    ):
+    both = zip(texts, tokenizer.encode(texts), written.tokenizer.encode(texts), strict=True)
+    for text, (ours, _), (theirs, _) in both:
         if not np.array_equal(ours, theirs):
-            raise UserError(f"{written.path}: reads {text!r} as {theirs.tolist()}, training used {ours.tolist()}")
-    return len(texts)
+            raise UserError(
+                f"{written.path}: the tokenizer in this format reads {text!r} as {theirs.tolist()}, training used "
+                f"{ours.tolist()}; nothing was written"
+            )
+    return {"texts": len(texts)}
 
 
 def probe_prompts(tokenizer: Tokenizer, template: Template | None, limit: int) -> list[np.ndarray]:
@@ -156,16 +164,21 @@ def _rendered(
     template: Template, tokenizer: Tokenizer, messages: Sequence[Message], apply: Callable[..., Any]
 ) -> Iterator[tuple[str, list[int]]]:
     """Yield (our text, the ids of the exported Jinja) of a conversation and of the prompt under each marker."""
-    try:
-        spans = template.spans(messages, tokenizer.special)
-    except RenderError:  # training left it out too
-        return
     chat = [{"role": m.role.value, "content": m.content, "quality": m.quality} for m in messages]
-    yield "".join(span.text for span in spans), apply(chat, return_dict=True)["input_ids"]
+    for text in _whole(template, tokenizer, messages):
+        yield text, apply(chat, return_dict=True)["input_ids"]
     for quality in template.qualities:
         prompt = template.prompt(messages[:-1], tokenizer.special, quality)
         options = {"add_generation_prompt": True, "quality": quality.value, "return_dict": True}
         yield prompt, apply(chat[:-1], **options)["input_ids"]
+
+
+def _whole(template: Template, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[str]:
+    """Return the text of a conversation; none of one that training left out too."""
+    try:
+        return ["".join(span.text for span in template.spans(messages, tokenizer.special))]
+    except RenderError:
+        return []
 
 
 def _compare(name: str, wanted: Tensor, written: Tensor) -> str:

@@ -72,7 +72,7 @@ def manifest(folder: Path, licence: str = "MIT", path: str = "") -> dict[str, An
 def test_the_hub_reads_the_front_matter(tokenizer: Tokenizer, tmp_path: Path) -> None:
     data = manifest(tmp_path, path="hub:tatsu-lab/alpaca:default:train")
     data["config"]["sources"][0]["steps"]["languages"] = ["en", "de"]
-    name = 'od"d: [name] # 😀\u2028\n---'
+    name = 'od"d: [name] # 😀\x7f\u2028\n---'
     read = hub(render_card(card_of(tokenizer, name=name, data=data, evaluation=REPORT, base_model="org/base")))
     fields = read.to_dict()
     index = fields.pop("model-index")

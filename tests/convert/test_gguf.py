@@ -14,9 +14,9 @@ import transformers
 from gguf import GGMLQuantizationType as Ggml
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from easylm_like.convert.gguf_names import is_scaled_by, scaling_to_factors
-from easylm_like.convert.gguf_read import open_gguf
-from easylm_like.convert.gguf_write import About, GgufType, parse_type, rounded, write_gguf
+from easylm_like.convert.gguf.names import is_scaled_by, scaling_to_factors
+from easylm_like.convert.gguf.read import open_gguf
+from easylm_like.convert.gguf.write import About, GgufType, parse_type, rounded, write_gguf
 from easylm_like.convert.reference import reference_logits
 from easylm_like.convert.source import Hints
 from easylm_like.data.tokenizer import Tokenizer

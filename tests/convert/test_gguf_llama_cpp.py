@@ -14,9 +14,9 @@ import torch
 import transformers
 import xllamacpp
 
-from easylm_like.convert.gguf_read import open_gguf
-from easylm_like.convert.gguf_tokenizer import CUTS
-from easylm_like.convert.gguf_write import About, GgufType, write_gguf
+from easylm_like.convert.gguf.read import open_gguf
+from easylm_like.convert.gguf.tokenizer import CUTS
+from easylm_like.convert.gguf.write import About, GgufType, write_gguf
 from easylm_like.convert.source import Hints
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.hf.config import config_from_hf

@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 import transformers
 
-from easylm_like.convert.gguf_tokenizer import TokenType, tokenizer_from_metadata
-from easylm_like.convert.gguf_vocabulary import tokenizer_to_metadata
+from easylm_like.convert.gguf.tokenizer import TokenType, tokenizer_from_metadata
+from easylm_like.convert.gguf.vocabulary import tokenizer_to_metadata
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
 

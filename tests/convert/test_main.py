@@ -143,7 +143,9 @@ def test_mistakes_in_the_arguments_are_one_sentence(
     assert "no checkpoint of step 5; there are [0]" in fails(capsys, "to-hf", run, out, "--step=5")
     assert "unknown template 'alpaka'" in fails(capsys, "to-orbax", folder, out, "--template=alpaka")
     assert "unknown GGUF type" in fails(capsys, "to-gguf", folder, out, "--type=Q3_K_M")
-    assert "tokenizer: no tokenizer.json or tokenizer.model there" in fails(capsys, "to-hf", folder, out, f"--tokenizer={tmp_path / 'tokenizer'}")
+    assert "tokenizer: no tokenizer.json or tokenizer.model there" in fails(
+        capsys, "to-hf", folder, out, f"--tokenizer={tmp_path / 'tokenizer'}"
+    )
     assert "vocab_size 100" in fails(capsys, "to-hf", folder, out, "--vocab_size=100")
     assert list(tmp_path.iterdir()) == []
 

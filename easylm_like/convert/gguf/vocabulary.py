@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import sentencepiece
 
-from easylm_like.convert.gguf_tokenizer import CUTS, PREFIX, Json, Token, TokenType
+from easylm_like.convert.gguf.tokenizer import CUTS, PREFIX, Json, Token, TokenType
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 

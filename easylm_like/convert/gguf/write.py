@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from easylm_like.convert.gguf_blocks import FLOATS, pack, unpack
-from easylm_like.convert.gguf_names import (
+from easylm_like.convert.gguf.blocks import FLOATS, pack, unpack
+from easylm_like.convert.gguf.names import (
     ROPE_FACTORS,
     gguf_name,
     scaling_to_factors,
     shape_to_metadata,
     turns_rows,
 )
-from easylm_like.convert.gguf_vocabulary import tokenizer_to_metadata
+from easylm_like.convert.gguf.vocabulary import tokenizer_to_metadata
 from easylm_like.convert.rope_rows import to_pairs
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError

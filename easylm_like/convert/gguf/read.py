@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from easylm_like.convert.gguf_blocks import FLOATS, can_unpack, unpack
-from easylm_like.convert.gguf_header import Header, Stored, read_header
-from easylm_like.convert.gguf_names import (
+from easylm_like.convert.gguf.blocks import FLOATS, can_unpack, unpack
+from easylm_like.convert.gguf.header import Header, Stored, read_header
+from easylm_like.convert.gguf.names import (
     INTERLEAVED,
     LAYOUT,
     ROPE_FACTORS,
@@ -19,19 +19,18 @@ from easylm_like.convert.gguf_names import (
     shape_from_metadata,
     turns_rows,
 )
-from easylm_like.convert.gguf_tokenizer import tokenizer_from_metadata
+from easylm_like.convert.gguf.tokenizer import tokenizer_from_metadata
 from easylm_like.convert.reference import reference_logits
 from easylm_like.convert.rope_rows import to_halves
+from easylm_like.convert.shape import read_hinted_shape
 from easylm_like.convert.source import Hints, Source
 from easylm_like.data.template import get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
 from easylm_like.hf.config import config_from_hf, shape_to_hf
-from easylm_like.hf.folder import read_json
 from easylm_like.hf.keys import their_shapes
 from easylm_like.hf.tensors import Tensor
 from easylm_like.model.config import LlamaConfig
-from easylm_like.model.presets import PRESETS, get_preset
 
 
 def open_gguf(path: Path, hints: Hints) -> Source:
@@ -81,9 +80,7 @@ def _fields(header: Header, factors: np.ndarray | None, hints: Hints, where: str
         raise UserError(f"{where}: token_embd.weight is missing")
     own = {"vocab_size": embed.shape[0], "tie_word_embeddings": "output.weight" not in header.tensors}
     if hints.shape is not None:
-        known = hints.shape in PRESETS
-        hinted = get_preset(hints.shape) if known else config_from_hf(read_json(Path(hints.shape)), hints.shape)
-        return shape_to_hf(hinted) | own
+        return shape_to_hf(read_hinted_shape(hints.shape)) | own
     return found | own | ({} if factors is None else {"rope_scaling": scaling_from_factors(factors, found, where)})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from easylm_like.convert.gguf_names import Metadata
+from easylm_like.convert.gguf.names import Metadata
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_sentencepiece
 from easylm_like.errors import UserError
 
