@@ -18,7 +18,7 @@ from easylm_like.train.checkpoint import load_params, read_run_info, save_params
 from easylm_like.train.config import DataConfig, ModelConfig, RunConfig
 from easylm_like.train.loop import train
 
-from .conftest import SHAPES, Export
+from .conftest import SHAPES, Export, convert
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_mistakes_in_the_arguments_are_one_sentence(
     assert "tokenizer: no tokenizer.json or tokenizer.model there" in fails(
         capsys, "to-hf", folder, out, f"--tokenizer={tmp_path / 'tokenizer'}"
     )
-    assert "vocab_size 100" in fails(capsys, "to-hf", folder, out, "--vocab_size=100")
+    assert "a vocabulary must have at least as many; got 100" in fails(capsys, "to-hf", folder, out, "--vocab_size=100")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,3 +184,51 @@ def test_a_start_does_not_replace_a_run(export: Export, new_run: NewRun, tmp_pat
     before = listing(run)
     fails(capsys, "to-orbax", f"--model={export.folder}", f"--out={run}")
     assert listing(run) == before
+
+
+def test_a_published_model_goes_through_every_format_and_comes_back(
+    shared_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    models = shared_data / "models"
+    convert("to-gguf", models / "stories260K" / "stories260K.bin", tmp_path / "gguf", "--type=F32")
+    convert("to-orbax", tmp_path / "gguf" / "gguf-f32.gguf", tmp_path / "run", "--template=koala")
+    convert("to-hf", tmp_path / "run", tmp_path / "hf")
+    said = capsys.readouterr().out
+    for kind in ("llama2.c file", "GGUF file", "checkpoint, step 0,"):
+        assert f"{kind} in" in said
+    wanted, got = (load_file(f / "model.safetensors") for f in (models / "stories260K-hf", tmp_path / "hf"))
+    assert got.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert got[name].tobytes() == array.tobytes(), name
+
+
+def test_a_tokenizer_that_the_format_cannot_hold_is_refused(shared_data: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = shared_data / "models" / "stories260K-hf"  # its dummy space stands at the beginning of the text alone
+    sentence = fails(capsys, "to-gguf", f"--model={model}", f"--out={tmp_path / 'gguf'}")
+    assert "the tokenizer in this format reads" in sentence
+    assert list(tmp_path.iterdir()) == []
+    convert("to-gguf", model, tmp_path / "gguf", f"--tokenizer={model / 'tokenizer.model'}")
+
+
+def test_a_larger_vocabulary_has_the_mean_of_the_old_rows(export: Export, tmp_path: Path) -> None:
+    convert("to-hf", export.run, tmp_path / "hf", "--vocab_size=512")
+    rows = load_file(tmp_path / "hf" / "model.safetensors")["model.embed_tokens.weight"]
+    old = export.params["embed"][: export.shape.vocab_size]
+    assert len(rows) == 512
+    np.testing.assert_array_equal(rows[: len(old)], old)
+    np.testing.assert_allclose(rows[len(old) :], np.tile(old.mean(axis=0), (512 - len(old), 1)), rtol=1e-5, atol=1e-7)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["vocab_size"] == 512
+
+
+def test_what_a_folder_from_elsewhere_says_about_its_chats_is_kept(export: Export, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(export.folder, tmp_path / "theirs"))
+    for name in ("conversion.json", "files.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    jinja = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields | {"chat_template": jinja}))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    convert("to-hf", folder, tmp_path / "hf")
+    assert (tmp_path / "hf" / "chat_template.jinja").read_text() == jinja
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
+    assert json.loads((tmp_path / "hf" / "conversion.json").read_text())["template"] is None
