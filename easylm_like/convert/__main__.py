@@ -90,11 +90,12 @@ def _difference(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from easylm_like.convert.export import Options, export
+    from easylm_like.convert.gguf.write import parse_type
 
     target = args.command.removeprefix("to-")
     options = _card_options(args) if target == "hf" else Options()
     options = replace(options, vocab_size=args.vocab_size, prompts=tuple(args.prompt), dialogues=args.dialogues)
-    stored = {"gguf_type": args.type} if target == "gguf" else {"dtype": args.dtype}
+    stored = {"gguf_type": parse_type(args.type)} if target == "gguf" else {"dtype": args.dtype}
     export(target, args.model, args.out, _hints(args), replace(options, **stored))
 
 

@@ -14,7 +14,9 @@ from threading import Lock
 import numpy as np
 
 from easylm_like.atomic import atomic_folder
+from easylm_like.convert.gguf.write import About, GgufType, rounded, write_gguf
 from easylm_like.convert.open import open_source
+from easylm_like.convert.resize import resize_vocabulary
 from easylm_like.convert.source import Hints, Source
 from easylm_like.convert.verify import Proof, probe_prompts, prove, verify_same_tokenizer, verify_tokenizer
 from easylm_like.data.conversation import Message, read_conversations
@@ -39,7 +41,7 @@ class Options:
     """What a conversion changes and what it is proven with; None keeps what the model has."""
 
     dtype: str | None = None
-    gguf_type: str = "F16"
+    gguf_type: GgufType = GgufType.F16
     vocab_size: int | None = None
     shard_bytes: int = SHARD_BYTES
     prompts: tuple[str, ...] = ()
@@ -100,8 +102,6 @@ def run_job(source: Source, target: str, out: Path, options: Options) -> None:
     """Do what `export` does with a model that is open."""
     model = source.path
     if options.vocab_size is not None:
-        from easylm_like.convert.resize import resize_vocabulary
-
         source = resize_vocabulary(source, options.vocab_size)
     if source.tokenizer is None:
         raise UserError(f"{model}: no tokenizer there; name its folder with --tokenizer=")
@@ -113,10 +113,8 @@ def run_job(source: Source, target: str, out: Path, options: Options) -> None:
     if target == "orbax" and source.template is None:
         raise UserError(f"{model}: nothing there says which template it is for; name it with --template=")
     if target == "gguf":
-        from easylm_like.convert.gguf.write import parse_type, rounded
-
-        kind = parse_type(options.gguf_type)
-        written, wanted = source.tensors, {name: rounded(name, t, kind) for name, t in source.tensors.items()}
+        written = source.tensors
+        wanted = {name: rounded(name, tensor, options.gguf_type) for name, tensor in written.items()}
     else:
         dtype = None if options.dtype is None else DTYPES[options.dtype]
         written = wanted = {name: t if dtype is None else t.astype(dtype) for name, t in source.tensors.items()}
@@ -162,7 +160,7 @@ def count_reads(tensors: Tensors, progress: Progress) -> dict[str, Tensor]:
 
 def _begin(job: Job, target: str) -> Record:
     """Return what is to be done, in the form in which it is written down and compared with what was done before."""
-    source, changed = job.source, job.options.gguf_type if target == "gguf" else _dtype(job.wanted)
+    source, changed = job.source, job.options.gguf_type.value if target == "gguf" else _dtype(job.wanted)
     record: Record = {
         "template": source.template.name if source.template else None,
         "from": {"format": source.format} | {name: value for name, value in source.origin.items() if name != "run"},
@@ -202,9 +200,7 @@ def _write_orbax(job: Job, tensors: Tensors, folder: Path) -> None:
 
 
 def _write_gguf(job: Job, tensors: Tensors, folder: Path) -> None:
-    from easylm_like.convert.gguf.write import About, parse_type, write_gguf
-
-    name, kind = job.out.resolve().name, parse_type(job.options.gguf_type)
+    name, kind = job.out.resolve().name, job.options.gguf_type
     ends = [stop for stop in job.stop_ids if stop != job.tokenizer.eos_id]
     about = About(name, job.chat_template, ends)
     path = folder / f"{name}-{kind.value}.gguf"
