@@ -10,9 +10,7 @@ A difference without that file is somebody else's: numbers to add. Alpaca's are 
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +20,11 @@ import numpy as np
 from easylm_like.convert.resize import ROWS_BY_ID, resize_rows
 from easylm_like.convert.source import Source
 from easylm_like.errors import UserError
-from easylm_like.hf.tensors import DTYPES, Tensor, Tensors
+from easylm_like.hf.tensors import DTYPES, Tensor, Tensors, in_parallel
 from easylm_like.model.config import LlamaConfig
 
 RECORD = "difference.json"
 _BITS: dict[int, np.dtype] = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
-_THREADS = min(4, os.cpu_count() or 1)  # each holds one matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +54,9 @@ def checksum(tensors: Tensors) -> str:
 
     It is that of the JSON list [[name, dtype, shape, SHA-256 of the little-endian bytes], ...], sorted by name.
     """
-    names = sorted(tensors)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        digests = threads.map(lambda name: hashlib.sha256(_bits(tensors[name].read()).data).hexdigest(), names)
-        rows = [[n, str(tensors[n].dtype), list(tensors[n].shape), d] for n, d in zip(names, digests, strict=True)]
+    ordered = {name: tensors[name] for name in sorted(tensors)}
+    digests = in_parallel(lambda name: hashlib.sha256(_bits(tensors[name].read()).data).hexdigest(), ordered)
+    rows = [[n, str(t.dtype), list(t.shape), digest] for (n, t), digest in zip(ordered.items(), digests, strict=True)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -146,10 +142,7 @@ def sum_of_weights(tensors: Tensors, config: LlamaConfig) -> tuple[float, float]
     rounded to less than float32: pass those of `recover_numbers(..., "float32")`. transformers 4.28, with which that
     number was published, kept every layer's frequencies (`rotary_emb.inv_freq`) among the weights; later ones do not.
     """
-    with ThreadPoolExecutor(_THREADS) as threads:
-        total = sum(
-            threads.map(lambda tensor: float(tensor.read().astype(np.float32).sum(dtype=np.float64)), tensors.values())
-        )
+    total = sum(in_parallel(lambda name: float(tensors[name].read().astype(np.float32).sum(dtype=np.float64)), tensors))
     powers = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**powers
     return total, total + config.n_layers * float(frequencies.sum(dtype=np.float64))

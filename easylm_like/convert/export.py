@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -14,6 +15,7 @@ from threading import Lock
 import numpy as np
 
 from easylm_like.atomic import atomic_folder
+from easylm_like.convert.gguf.blocks import FLOATS
 from easylm_like.convert.gguf.write import About, GgufType, rounded, write_gguf
 from easylm_like.convert.open import open_source
 from easylm_like.convert.resize import resize_vocabulary
@@ -26,6 +28,7 @@ from easylm_like.errors import UserError
 from easylm_like.hf.card import Card, render_card
 from easylm_like.hf.folder import ORIGIN_FILE, SHARD_BYTES, read_json, write_folder, write_json
 from easylm_like.hf.keys import to_ours
+from easylm_like.hf.safetensors_files import write_safetensors
 from easylm_like.hf.tensors import DTYPES, Tensor, Tensors
 from easylm_like.progress import Progress
 from easylm_like.provenance import versions
@@ -61,6 +64,7 @@ class Job:
     tokenizer: Tokenizer
     options: Options
     out: Path
+    rounded: bool  # the two differ
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -85,7 +89,7 @@ class Job:
 class Target:
     """A format: how it is written, and what beside the weights is checked, and finished, in the written folder."""
 
-    write: Callable[[Job, Tensors, Path], None]
+    write: Callable[[Job, Progress, Path], None]
     check: Callable[[Job, Path, Source, Record], None]
 
 
@@ -113,12 +117,18 @@ def run_job(source: Source, target: str, out: Path, options: Options) -> None:
     if target == "orbax" and source.template is None:
         raise UserError(f"{model}: nothing there says which template it is for; name it with --template=")
     if target == "gguf":
-        written = source.tensors
+        written, dtype = source.tensors, FLOATS.get(options.gguf_type.name)
         wanted = {name: rounded(name, tensor, options.gguf_type) for name, tensor in written.items()}
     else:
         dtype = None if options.dtype is None else DTYPES[options.dtype]
         written = wanted = {name: t if dtype is None else t.astype(dtype) for name, t in source.tensors.items()}
-    _run(Job(source, written, wanted, source.tokenizer, options, out), target)
+    exact = (target != "gguf") if dtype is None else all(_holds(dtype, t.dtype) for t in source.tensors.values())
+    _run(Job(source, written, wanted, source.tokenizer, options, out, rounded=not exact), target)
+
+
+def _holds(dtype: np.dtype, other: np.dtype) -> bool:
+    """Return whether every value of `other` is one of `dtype`."""
+    return dtype in (other, DTYPES["float32"])
 
 
 def _run(job: Job, target: str) -> None:
@@ -130,11 +140,11 @@ def _run(job: Job, target: str) -> None:
     mark = None if target == "orbax" else ORIGIN_FILE  # in a work directory there may be a run by now
     with atomic_folder(job.out, mark=mark) as folder:
         started = time.monotonic()
-        TARGETS[target].write(job, count_reads(job.written, progress), folder)
+        TARGETS[target].write(job, progress, folder)
         middle = time.monotonic()
         progress.stage("written; comparing arrays and logits")
         written = open_source(folder, Hints(template=job.source.template.name if job.source.template else None))
-        record["proof"] = proof = prove(job.source, written, job.wanted, _prompts(job))
+        record["proof"] = proof = prove(job.source, written, job.wanted, _prompts(job), rounded=job.rounded)
         TARGETS[target].check(job, folder, written, record)
         seconds = {"write": round(middle - started, 2), "proof": round(time.monotonic() - middle, 2)}
         record |= {
@@ -146,7 +156,7 @@ def _run(job: Job, target: str) -> None:
     print(f"{job.out}: {job.source.format}{_what(record)}; {_proven(proof)}")
 
 
-def count_reads(tensors: Tensors, progress: Progress) -> dict[str, Tensor]:
+def _count_reads(tensors: Tensors, progress: Progress) -> dict[str, Tensor]:
     """Return the same arrays; each that is read is a part of the work that is done."""
     lock = Lock()
 
@@ -169,16 +179,14 @@ def _begin(job: Job, target: str) -> Record:
     return record | ({"run": source.origin["run"]} if "run" in source.origin else {})
 
 
-def _write_hf(job: Job, tensors: Tensors, folder: Path) -> None:
+def _write_hf(job: Job, progress: Progress, folder: Path) -> None:
+    source, dtype = job.source, _dtype(job.wanted)
+    # First what may refuse, then what takes long.
     write_folder(
-        folder,
-        job.source.config,
-        tensors,
-        job.tokenizer,
-        stop_ids=job.stop_ids,
-        chat_template=job.chat_template,
-        shard_bytes=job.options.shard_bytes,
+        folder, source.config, job.tokenizer, dtype=dtype, stop_ids=job.stop_ids, chat_template=job.chat_template
     )
+    say = partial(progress.advance, records=1)
+    write_safetensors(folder, job.written, shard_bytes=job.options.shard_bytes, say=say)
 
 
 def _check_hf(job: Job, folder: Path, written: Source, record: Record) -> None:
@@ -186,7 +194,7 @@ def _check_hf(job: Job, folder: Path, written: Source, record: Record) -> None:
     (folder / "README.md").write_text(render_card(_card(job, record)))
 
 
-def _write_orbax(job: Job, tensors: Tensors, folder: Path) -> None:
+def _write_orbax(job: Job, progress: Progress, folder: Path) -> None:
     assert job.source.template is not None
     info = {
         "shape": shape_to_json(job.source.config),
@@ -194,16 +202,21 @@ def _write_orbax(job: Job, tensors: Tensors, folder: Path) -> None:
         "tokenizer": job.tokenizer.digest,
         "source": {name: value for name, value in job.source.origin.items() if name != "run"},
     }
-    save_params(folder / "checkpoints", to_ours(tensors, job.source.config, str(job.source.path)), info)
+    save_params(
+        folder / "checkpoints",
+        to_ours(_count_reads(job.written, progress), job.source.config, str(job.source.path)),
+        info,
+    )
     (folder / "tokenizer").mkdir()
     job.tokenizer.save(folder / "tokenizer")
 
 
-def _write_gguf(job: Job, tensors: Tensors, folder: Path) -> None:
+def _write_gguf(job: Job, progress: Progress, folder: Path) -> None:
     name, kind = job.out.resolve().name, job.options.gguf_type
     ends = [stop for stop in job.stop_ids if stop != job.tokenizer.eos_id]
     about = About(name, job.chat_template, ends)
     path = folder / f"{name}-{kind.value}.gguf"
+    tensors = _count_reads(job.written, progress)
     write_gguf(path, job.source.config, tensors, job.tokenizer, kind=kind, about=about)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from easylm_like.convert.pieces import Piece, build_sentencepiece
 from easylm_like.convert.reference import Layout, reference_logits
 from easylm_like.convert.rope_rows import to_halves
 from easylm_like.convert.shape import read_hinted_shape
@@ -128,24 +128,11 @@ def tokenizer_from_llama2c(path: Path) -> Tokenizer:
     Raises:
         UserError: it is cut off, or its first tokens are not those of LLaMA's tokenizers.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
-    protocol: Any = sentencepiece_model_pb2  # its classes are made at import, where no type checker sees them
-    tokens = _read_tokens(path)
-    model, kinds = protocol.ModelProto(), protocol.ModelProto.SentencePiece
-    for index, (text, score) in enumerate(tokens):
-        special = {0: ("<unk>", kinds.UNKNOWN), 1: ("<s>", kinds.CONTROL), 2: ("</s>", kinds.CONTROL)}.get(index)
+    pieces = [("<unk>", 0.0, Piece.UNKNOWN), ("<s>", 0.0, Piece.CONTROL), ("</s>", 0.0, Piece.CONTROL)]
+    for text, score in _read_tokens(path)[len(pieces) :]:
         byte = re.fullmatch("<0x[0-9A-F]{2}>", text)
-        piece, kind = special or (text.replace(" ", "▁"), kinds.BYTE if byte else kinds.NORMAL)
-        model.pieces.add(piece=piece, score=score, type=kind)
-    # LLaMA's settings, and what run.c's encode does: a space in front, and none taken away
-    trainer = model.trainer_spec
-    trainer.model_type, trainer.vocab_size = protocol.TrainerSpec.BPE, len(tokens)
-    trainer.byte_fallback = trainer.split_digits = trainer.allow_whitespace_only_pieces = True
-    trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id = 0, 1, 2, -1
-    normalizer = model.normalizer_spec
-    normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = "identity", True, False
-    return tokenizer_from_sentencepiece(model.SerializeToString(), str(path))
+        pieces.append((text.replace(" ", "▁"), score, Piece.BYTE if byte else Piece.NORMAL))
+    return tokenizer_from_sentencepiece(build_sentencepiece(pieces), str(path))
 
 
 def _read_header(path: Path) -> _Header:

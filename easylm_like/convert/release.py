@@ -9,7 +9,7 @@ from pathlib import Path
 
 from easylm_like.atomic import atomic_folder
 from easylm_like.convert import difference as bits
-from easylm_like.convert.export import Options, count_reads, run_job
+from easylm_like.convert.export import Options, run_job
 from easylm_like.convert.open import open_source
 from easylm_like.convert.reference import reference_logits
 from easylm_like.convert.source import Hints, Source
@@ -38,9 +38,9 @@ def make(model: Path, base: Path, out: Path, hints: Hints) -> None:
         raise UserError(f"{model}: no tokenizer there; name its folder with --tokenizer=")
     tensors, record = bits.make_difference(tuned, old)
     progress = Progress(sum(tensor.nbytes for tensor in tensors.values()), None, unit="arrays")
-    counted = count_reads(tensors, progress)
     with atomic_folder(out, mark=bits.RECORD) as folder:
-        write_safetensors(folder, counted, stem=STEM, shard_bytes=SHARD_BYTES)
+        say = partial(progress.advance, records=1)
+        write_safetensors(folder, tensors, stem=STEM, shard_bytes=SHARD_BYTES, say=say)
         bits.write_record(folder, record)
         fields = {
             "shape": shape_to_json(tuned.config),

@@ -7,7 +7,6 @@ compared on each side of that, and what the rounding itself changed is told.
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,7 @@ from easylm_like.data.template import RenderError, Template
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 from easylm_like.hf.config import shape_to_hf
-from easylm_like.hf.safetensors_files import THREADS
-from easylm_like.hf.tensors import Tensor, Tensors
+from easylm_like.hf.tensors import Tensor, Tensors, in_parallel
 
 # Of the logits' spread, fp32 on both sides: rounding grows with depth, a wrong layout is off by the logits' own size.
 TOLERANCE = 1e-3
@@ -59,16 +57,19 @@ HARD_TEXTS = (
 Proof = dict[str, dict[str, float]]
 
 
-def prove(source: Source, written: Source, wanted: Tensors, prompts: Sequence[np.ndarray]) -> Proof:
+def prove(
+    source: Source, written: Source, wanted: Tensors, prompts: Sequence[np.ndarray], *, rounded: bool = False
+) -> Proof:
     """Return what was compared, for conversion.json; `wanted` are the source's arrays as `written` should have them.
+
+    `rounded` says that they have other values than the source's; else the logits have to be the same.
 
     Raises:
         UserError: an array differs or is not finite, or logits differ by more than rounding.
     """
     compare_weights(wanted, written)
-    rounded = [name for name, tensor in wanted.items() if tensor is not source.tensors[name]]
     record: Proof = {
-        "arrays": {"compared": len(wanted), "equal_to_the_bit": len(wanted), "rounded_before": len(rounded)}
+        "arrays": {"compared": len(wanted), "equal_to_the_bit": len(wanted), "rounded_before": rounded * len(wanted)}
     }
     before, after = (_all_logits(side.logits, prompts) for side in (source, written))
     record["logits"] = _differences(before, after)
@@ -95,8 +96,8 @@ def compare_weights(wanted: Tensors, written: Source) -> None:
     problems = [f"{name} is missing" for name in wanted if name not in written.tensors]
     problems += [f"{name} was not to be written" for name in written.tensors if name not in wanted]
     names = [name for name in wanted if name in written.tensors]
-    with ThreadPoolExecutor(THREADS) as threads:
-        problems += filter(None, threads.map(lambda name: _compare(name, wanted[name], written.tensors[name]), names))
+    both = {name: wanted[name] for name in names}
+    problems += filter(None, in_parallel(lambda name: _compare(name, wanted[name], written.tensors[name]), both))
     if problems:
         raise UserError(f"{written.path}: {'; '.join(problems)}; nothing was written")
 

@@ -18,8 +18,8 @@ from easylm_like.errors import UserError
 from easylm_like.hf.config import config_from_hf, config_to_hf
 from easylm_like.hf.index import read_indexed
 from easylm_like.hf.keys import Stack, check_names, to_ours
-from easylm_like.hf.safetensors_files import open_safetensors, write_safetensors
-from easylm_like.hf.tensors import Tensor, Tensors
+from easylm_like.hf.safetensors_files import open_safetensors
+from easylm_like.hf.tensors import DTYPES, Tensor, Tensors
 from easylm_like.hf.torch_files import open_torch_folder
 from easylm_like.model.config import LlamaConfig
 
@@ -30,21 +30,18 @@ SHARD_BYTES = 5 * 10**9  # what transformers 4 cut at: a file of it passes throu
 def write_folder(
     folder: Path,
     config: LlamaConfig,
-    tensors: Tensors,
     tokenizer: Tokenizer,
     *,
+    dtype: str,
     stop_ids: Sequence[int],
     chat_template: str | None,
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write weights, configs, tokenizer and chat template into the existing `folder`; `stop_ids` end an answer.
+    """Write configs, tokenizer and chat template into the existing `folder`; `stop_ids` end an answer.
 
     Raises:
         UserError: no `model_type` has this combination of switches.
     """
-    dtype = str(tensors["model.embed_tokens.weight"].dtype)
-    write_json(folder / "config.json", config_to_hf(config, tokenizer, dtype))  # first: it may refuse
-    write_safetensors(folder, tensors, shard_bytes=shard_bytes)
+    write_json(folder / "config.json", config_to_hf(config, tokenizer, dtype))
     tokenizer.save(folder)
     if chat_template is not None:
         (folder / "chat_template.jinja").write_text(chat_template)
@@ -73,6 +70,8 @@ def open_weights(folder: Path, config: LlamaConfig) -> dict[str, Tensor]:
     if config.tie_embeddings and len(tied) == 2 and np.array_equal(tied[0].read(), tied[1].read()):
         del tensors["lm_head.weight"]
     check_names(tensors, config, str(folder))
+    if odd := [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPES.values()]:
+        raise UserError(f"{folder}: {', '.join(odd)}: expected weights of {', '.join(DTYPES)}")
     return tensors
 
 

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from easylm_like.errors import UserError
-from easylm_like.hf.tensors import Tensor, Tensors
+from easylm_like.hf.tensors import Tensor, Tensors, compare_shapes
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import abstract_model
 
@@ -131,15 +131,7 @@ def to_ours(theirs: Tensors, config: LlamaConfig, where: str) -> dict[str, Stack
 
 def check_names(theirs: Tensors, config: LlamaConfig, where: str) -> None:
     """Raise UserError, with all that is wrong, unless `theirs` are exactly the weights of a model like `config`."""
-    wanted = their_shapes(config)
-    problems = [f"{name} is missing" for name in wanted if name not in theirs]
-    problems += [f"{name} is unknown" for name in theirs if name not in wanted]
-    problems += [
-        f"{name} is {theirs[name].shape} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in theirs and theirs[name].shape != shape
-    ]
-    if problems:
+    if problems := compare_shapes(theirs, their_shapes(config)):
         raise UserError(f"{where}: the weights are not those of its config.json: {'; '.join(problems)}")
 
 

@@ -4,10 +4,10 @@ The format: eight bytes with the header's length, a JSON header {name: {dtype, s
 after the other (github.com/huggingface/safetensors). The safetensors library judges a file before it is used.
 """
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from easylm_like.errors import UserError
-from easylm_like.hf.tensors import Tensor, Tensors, read_at
+from easylm_like.hf.tensors import Tensor, Tensors, in_parallel, read_at
 
 _DTYPES = {
-    "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -27,7 +26,6 @@ _DTYPES = {
     "U32": np.dtype(np.uint32),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-THREADS = min(4, os.cpu_count() or 1)  # each holds one matrix; a disk is slower than four cores
 
 
 def open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -57,9 +55,8 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     tensors = {}
     for name, entry in entries.items():
         shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-        tensors[name] = Tensor(
-            shape, dtype, partial(read_at, path, 8 + length + entry["data_offsets"][0], shape, dtype)
-        )
+        start = 8 + length + entry["data_offsets"][0]
+        tensors[name] = Tensor(shape, dtype, partial(read_at, path, start, shape, dtype), (path, start))
     return tensors
 
 
@@ -69,11 +66,12 @@ def write_safetensors(
     *,
     stem: str = "model",
     shard_bytes: int,
+    say: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Write `tensors` as FOLDER/STEM.safetensors, or as numbered shards of `shard_bytes` with their index.
 
-    The files have their full length before the first array is read, so that a full disk shows at once. Returns their
-    names.
+    The files have their full length before the first array is read, so that a full disk shows at once. `say` is
+    called with the bytes of every array that is written. Returns the names of the files.
     """
     shards = list(_shards(tensors, shard_bytes))
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -81,8 +79,8 @@ def write_safetensors(
     places: dict[str, tuple[Path, int]] = {}
     for name, shard in zip(names, shards, strict=True):
         places |= _begin(folder / name, shard)
-    with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(lambda name: _write(*places[name], tensors[name]), tensors))
+    for name in in_parallel(lambda name: _write(name, *places[name], tensors[name]), tensors):
+        say(tensors[name].nbytes)
     if len(shards) > 1:
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
@@ -121,11 +119,34 @@ def _begin(path: Path, shard: Mapping[str, Tensor]) -> dict[str, tuple[Path, int
     return {name: (path, start + offset) for name, offset in offsets.items()}
 
 
-def _write(path: Path, offset: int, tensor: Tensor) -> None:
-    array = np.ascontiguousarray(tensor.read())
-    assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), (path, array.shape, tensor.shape)
+def _write(name: str, path: Path, offset: int, tensor: Tensor) -> str:
     with path.open("r+b", buffering=0) as file:
+        if tensor.place is not None and _copied(tensor.place, file.fileno(), offset, tensor.nbytes):
+            return name
+        array = np.ascontiguousarray(tensor.read())
+        assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), (name, array.shape, tensor.shape)
         file.seek(offset)
         left = array.reshape(-1).view(np.uint8).data
         while left:
             left = left[file.write(left) :]
+    return name
+
+
+def _copied(place: tuple[Path, int], to: int, offset: int, size: int) -> bool:
+    """Let the system copy bytes from one file to another; False where it cannot."""
+    path, start = place
+    if not hasattr(os, "copy_file_range"):  # macOS
+        return False
+    with path.open("rb", buffering=0) as file:
+        done = 0
+        while done < size:
+            try:
+                count = os.copy_file_range(file.fileno(), to, size - done, start + done, offset + done)
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # other file systems
+                    return False
+                raise
+            if not count:
+                raise UserError(f"{path}: cut off while it was read; copy it again")
+            done += count
+    return True

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from easylm_like.hf.keys import Stack, Stacks
-from easylm_like.hf.safetensors_files import THREADS
+from easylm_like.hf.tensors import THREADS
 
 CHUNK_BYTES = 1 << 20  # layers of less stay together: a thousand tiny chunks help nobody
 CACHE_BYTES = 8 << 30  # for chunks of several layers, of ours only small ones: kept until the other layers are read

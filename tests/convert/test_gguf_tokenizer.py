@@ -10,8 +10,9 @@ import pytest
 import sentencepiece
 import transformers
 
-from easylm_like.convert.gguf.tokenizer import TokenType, tokenizer_from_metadata
+from easylm_like.convert.gguf.tokenizer import tokenizer_from_metadata
 from easylm_like.convert.gguf.vocabulary import tokenizer_to_metadata
+from easylm_like.convert.pieces import Piece
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
 
@@ -109,8 +110,8 @@ def test_tokens_added_later_stay_whole(special: bool, tokenizer: Tokenizer, qwen
     for before in (tokenizer, qwen_tokenizer):
         own = added(before, special=special)
         told = tokenizer_to_metadata(own, own.vocab_size + 3, [])
-        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
-        assert told["tokenizer.ggml.token_type"][before.vocab_size :] == [kind, *[TokenType.UNUSED] * 3]
+        kind = Piece.CONTROL if special else Piece.USER_DEFINED
+        assert told["tokenizer.ggml.token_type"][before.vocab_size :] == [kind, *[Piece.UNUSED] * 3]
         back = tokenizer_from_metadata(told, "m.gguf")
         assert back is not None
         assert ids(back, ["a<tool> b", "<tool>"]) == ids(own, ["a<tool> b", "<tool>"])

@@ -29,7 +29,7 @@ from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
 from easylm_like.hf.config import config_from_hf, shape_to_hf
 from easylm_like.hf.keys import their_shapes
-from easylm_like.hf.tensors import Tensor
+from easylm_like.hf.tensors import Tensor, compare_shapes
 from easylm_like.model.config import LlamaConfig
 
 
@@ -88,13 +88,7 @@ def _native_tensors(header: Header, config: LlamaConfig, where: str) -> dict[str
     """Return the file's arrays by its own names; raise UserError with all that is wrong with them."""
     wanted = {gguf_name(name): shape for name, shape in their_shapes(config).items()}
     stored = {name: tensor for name, tensor in header.tensors.items() if name != ROPE_FACTORS}
-    problems = [f"{name} is missing" for name in wanted if name not in stored]
-    problems += [f"{name} is unknown" for name in stored if name not in wanted]
-    problems += [
-        f"{name} is {stored[name].shape} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in stored and stored[name].shape != shape
-    ]
+    problems = compare_shapes(stored, wanted)
     kinds = dict.fromkeys(tensor.kind for tensor in stored.values())
     problems += [f"the type {kind} cannot be dequantised by gguf-py" for kind in kinds if not can_unpack(kind)]
     if problems:

@@ -8,13 +8,13 @@ module the JSON). Source: llama.cpp's src/llama-vocab.cpp. gguf_vocabulary.py is
 import json
 import tempfile
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from easylm_like.convert.gguf.names import Metadata
+from easylm_like.convert.pieces import Piece, build_sentencepiece
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_sentencepiece
 from easylm_like.errors import UserError
 
@@ -23,23 +23,12 @@ ADVICE = "give the model's own with --tokenizer=DIR"
 Json = dict[str, Any]  # of a tokenizer.json
 
 
-class TokenType(IntEnum):
-    """What a token is; SentencePiece and GGUF have the same numbers."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
 @dataclass(frozen=True, slots=True)
 class Token:
     """One row of a vocabulary. Byte-level BPE has no scores."""
 
     text: str
-    type: TokenType
+    type: Piece
     score: float = 0.0
 
 
@@ -92,7 +81,7 @@ def tokenizer_from_metadata(metadata: Metadata, where: str) -> Tokenizer | None:
     if model not in ("llama", "gpt2"):
         raise UserError(f"{where}: the tokenizer is of the kind {model!r}; {ADVICE}")
     tokens = _tokens(metadata, where)
-    while tokens and tokens[-1].type == TokenType.UNUSED:
+    while tokens and tokens[-1].type == Piece.UNUSED:
         tokens.pop()
     texts = [token.text for token in tokens]
     if len(set(texts)) != len(texts) or not texts:
@@ -108,9 +97,9 @@ def _tokens(metadata: Metadata, where: str) -> list[Token]:
     scores = metadata.get(f"{PREFIX}scores", [0.0] * len(texts))
     if not isinstance(scores, list) or len(scores) != len(texts):
         raise UserError(f"{where}: damaged: the tokenizer's scores are not as many as its {len(texts)} tokens")
-    if strange := sorted(set(types) - {*TokenType}):
+    if strange := sorted(set(types) - {*Piece}):
         raise UserError(f"{where}: damaged: tokens of the unknown types {strange}")
-    return [Token(*row) for row in zip(texts, map(TokenType, types), scores, strict=True)]
+    return [Token(*row) for row in zip(texts, map(Piece, types), scores, strict=True)]
 
 
 def _special(name: str, tokens: list[Token], metadata: Metadata, default: int | None = None) -> str | None:
@@ -119,24 +108,18 @@ def _special(name: str, tokens: list[Token], metadata: Metadata, default: int | 
 
 
 def _from_pieces(tokens: list[Token], metadata: Metadata, where: str) -> Tokenizer:
-    from sentencepiece import sentencepiece_model_pb2
-
     if metadata.get(f"{PREFIX}add_space_prefix", True) is not True:
         raise UserError(f"{where}: the tokenizer puts no space before a text, which is not computed here; {ADVICE}")
-    if any(token.type == TokenType.UNUSED for token in tokens):
+    if any(token.type == Piece.UNUSED for token in tokens):
         raise UserError(f"{where}: the tokenizer has unused tokens between others; {ADVICE}")
-    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    for token in tokens:
-        model.pieces.add(piece=token.text, score=token.score, type=int(token.type))
-    spec = model.trainer_spec
-    spec.model_type, spec.vocab_size, spec.byte_fallback = spec.BPE, len(tokens), True
-    spec.unk_piece = _special("unknown", tokens, metadata, 0) or spec.unk_piece
-    spec.bos_piece = _special("bos", tokens, metadata, 1) or spec.bos_piece
-    spec.eos_piece = _special("eos", tokens, metadata, 2) or spec.eos_piece
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.remove_extra_whitespaces = False
-    tokenizer = tokenizer_from_sentencepiece(model.SerializeToString(), f"{where}, tokenizer")
-    added = [token.text for token in tokens if token.type == TokenType.USER_DEFINED]
+    model = build_sentencepiece(
+        [(token.text, token.score, token.type) for token in tokens],
+        unk=_special("unknown", tokens, metadata, 0) or "<unk>",
+        bos=_special("bos", tokens, metadata, 1) or "<s>",
+        eos=_special("eos", tokens, metadata, 2) or "</s>",
+    )
+    tokenizer = tokenizer_from_sentencepiece(model, f"{where}, tokenizer")
+    added = [token.text for token in tokens if token.type == Piece.USER_DEFINED]
     tokenizer.backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in added])
     files = tokenizer.files | {"tokenizer.json": tokenizer.backend.to_str().encode()} if added else tokenizer.files
     return Tokenizer(tokenizer.special, tokenizer.backend, files)
@@ -154,7 +137,7 @@ def _from_merges(tokens: list[Token], metadata: Metadata, where: str) -> Tokeniz
         raise UserError(f"{where}: {PREFIX}eos_token_id names no token, so that answers could not end; {ADVICE}")
     begins = bos is not None and metadata.get(f"{PREFIX}add_bos_token", cut.add_bos) is True
     vocab = {token.text: i for i, token in enumerate(tokens)}
-    special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+    special = {Piece.CONTROL: True, Piece.UNKNOWN: True, Piece.USER_DEFINED: False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     fields = {
         "version": "1.0",

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import sentencepiece
 
-from easylm_like.convert.gguf.tokenizer import CUTS, PREFIX, Json, Token, TokenType
+from easylm_like.convert.gguf.tokenizer import CUTS, PREFIX, Json, Token
+from easylm_like.convert.pieces import Piece
 from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.errors import UserError
 
@@ -37,7 +38,7 @@ def tokenizer_to_metadata(tokenizer: Tokenizer, vocab_size: int, stop_ids: Seque
         tokens, told = _pieces(tokenizer, fields), {"model": "llama", "pre": "default", "add_space_prefix": True}
     else:
         tokens, told = _byte_level_tokens(fields), {"model": "gpt2", "pre": _cut_name(fields)}
-    tokens += [Token(f"[PAD{i}]", TokenType.UNUSED, -10000.0) for i in range(len(tokens), vocab_size)]
+    tokens += [Token(f"[PAD{i}]", Piece.UNUSED, -10000.0) for i in range(len(tokens), vocab_size)]
     told |= {"tokens": [token.text for token in tokens], "token_type": [int(token.type) for token in tokens]}
     if model["byte_fallback"]:
         told["scores"] = [token.score for token in tokens]
@@ -63,14 +64,14 @@ def _pieces(tokenizer: Tokenizer, fields: Json) -> list[Token]:
 def _read_pieces(model: bytes) -> list[Token]:
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     kinds = {
-        TokenType.UNKNOWN: processor.is_unknown,
-        TokenType.CONTROL: processor.is_control,
-        TokenType.UNUSED: processor.is_unused,
-        TokenType.BYTE: processor.is_byte,
+        Piece.UNKNOWN: processor.is_unknown,
+        Piece.CONTROL: processor.is_control,
+        Piece.UNUSED: processor.is_unused,
+        Piece.BYTE: processor.is_byte,
     }
 
-    def kind(i: int) -> TokenType:
-        return next((kind for kind, is_one in kinds.items() if is_one(i)), TokenType.NORMAL)
+    def kind(i: int) -> Piece:
+        return next((kind for kind, is_one in kinds.items() if is_one(i)), Piece.NORMAL)
 
     return [Token(processor.id_to_piece(i), kind(i), processor.get_score(i)) for i in range(len(processor))]
 
@@ -85,8 +86,8 @@ def _scored(fields: Json) -> list[Token]:
     rows = []
     for text in sorted(model["vocab"], key=model["vocab"].__getitem__):
         is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-        kind = TokenType.BYTE if is_byte else TokenType.UNKNOWN if text == model["unk_token"] else TokenType.NORMAL
-        rows.append(Token(text, kind, 0.0 if kind != TokenType.NORMAL else -float(ranks.get(text, len(ranks)))))
+        kind = Piece.BYTE if is_byte else Piece.UNKNOWN if text == model["unk_token"] else Piece.NORMAL
+        rows.append(Token(text, kind, 0.0 if kind != Piece.NORMAL else -float(ranks.get(text, len(ranks)))))
     return rows
 
 
@@ -107,7 +108,7 @@ def _ranks(merges: list[tuple[str, str]]) -> dict[str, int]:
 def _check_scores(tokens: list[Token], fields: Json) -> None:
     """Raise UserError unless tokenizer.json has all the merges that SentencePiece would make of these pieces."""
     vocab = fields["model"]["vocab"]
-    texts = [token.text for token in tokens if token.type == TokenType.NORMAL]
+    texts = [token.text for token in tokens if token.type == Piece.NORMAL]
     pairs = ((text[:cut], text[cut:]) for text in texts for cut in range(1, len(text)))
     possible = {(first, second) for first, second in pairs if first in vocab and second in vocab}
     if differing := possible ^ set(_merges(fields["model"])):
@@ -122,9 +123,9 @@ def _merges(model: Json) -> list[tuple[str, str]]:
 def _byte_level_tokens(fields: Json) -> list[Token]:
     model = fields["model"]
     texts = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    rows = [Token(f"[PAD{i}]", TokenType.UNUSED) for i in range(max(model["vocab"].values()) + 1)]
+    rows = [Token(f"[PAD{i}]", Piece.UNUSED) for i in range(max(model["vocab"].values()) + 1)]
     for text in texts:
-        rows[model["vocab"][text]] = Token(text, TokenType.NORMAL)
+        rows[model["vocab"][text]] = Token(text, Piece.NORMAL)
     return _overlay(rows, fields)
 
 
@@ -136,19 +137,19 @@ def _overlay(tokens: list[Token], fields: Json) -> list[Token]:
     if trimming:
         raise UserError(f"a GGUF file cannot say that a token takes spaces or words around it: {', '.join(trimming)}")
     for one in added:
-        kind = TokenType.CONTROL if one["special"] else TokenType.USER_DEFINED
+        kind = Piece.CONTROL if one["special"] else Piece.USER_DEFINED
         old = rows.get(one["id"])
-        if old is None or old.type in (TokenType.NORMAL, TokenType.UNUSED):
+        if old is None or old.type in (Piece.NORMAL, Piece.UNUSED):
             rows[one["id"]] = Token(one["content"], kind, -1000.0)
     wanted = model["vocab"] | {one["content"]: one["id"] for one in added}
     differing = [text for text, i in wanted.items() if i not in rows or rows[i].text != text]
-    differing += [row.text for row in rows.values() if row.text not in wanted and row.type != TokenType.UNUSED]
+    differing += [row.text for row in rows.values() if row.text not in wanted and row.type != Piece.UNUSED]
     if differing:
         raise UserError(
             f"tokenizer.json and tokenizer.model differ in {len(differing)} tokens, {differing[0]!r} among them; "
             "keep the two files of one model together"
         )
-    filler = ((i, Token(f"[PAD{i}]", TokenType.UNUSED, -10000.0)) for i in range(max(rows)))
+    filler = ((i, Token(f"[PAD{i}]", Piece.UNUSED, -10000.0)) for i in range(max(rows)))
     rows = dict(filler) | rows
     return [rows[i] for i in range(len(rows))]
 
