@@ -23,7 +23,7 @@ from easylm_like.convert.source import Hints, Source
 from easylm_like.convert.verify import Proof, probe_prompts, prove, verify_same_tokenizer, verify_tokenizer
 from easylm_like.data.conversation import Message, read_conversations
 from easylm_like.data.tokenizer import Tokenizer
-from easylm_like.digests import write_digests
+from easylm_like.digests import flush, write_digests
 from easylm_like.errors import UserError
 from easylm_like.hf.card import Card, render_card
 from easylm_like.hf.folder import ORIGIN_FILE, SHARD_BYTES, read_json, write_folder, write_json
@@ -146,13 +146,11 @@ def _run(job: Job, target: str) -> None:
         written = open_source(folder, Hints(template=job.source.template.name if job.source.template else None))
         record["proof"] = proof = prove(job.source, written, job.wanted, _prompts(job), rounded=job.rounded)
         TARGETS[target].check(job, folder, written, record)
-        seconds = {"write": round(middle - started, 2), "proof": round(time.monotonic() - middle, 2)}
-        record |= {
-            "seconds": seconds,
-            "versions": versions(("jax", "orbax-checkpoint", "safetensors", "gguf", "numpy")),
-        }
-        write_json(folder / ORIGIN_FILE, record)
+        record["versions"] = versions(("jax", "orbax-checkpoint", "safetensors", "gguf", "numpy"))
         write_digests(folder)
+        record["seconds"] = {"write": round(middle - started, 2), "proof": round(time.monotonic() - middle, 2)}
+        write_json(folder / ORIGIN_FILE, record)
+        flush(folder / ORIGIN_FILE)
     print(f"{job.out}: {job.source.format}{_what(record)}; {_proven(proof)}")
 
 

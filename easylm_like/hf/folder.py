@@ -19,7 +19,7 @@ from easylm_like.hf.config import config_from_hf, config_to_hf
 from easylm_like.hf.index import read_indexed
 from easylm_like.hf.keys import Stack, check_names, to_ours
 from easylm_like.hf.safetensors_files import open_safetensors
-from easylm_like.hf.tensors import DTYPES, Tensor, Tensors
+from easylm_like.hf.tensors import DTYPES, Tensor
 from easylm_like.hf.torch_files import open_torch_folder
 from easylm_like.model.config import LlamaConfig
 
