@@ -81,7 +81,8 @@ class _Layer:
 
     def multiply(self, x: np.ndarray, name: str) -> np.ndarray:
         matrix = self.vector(name)
-        return np.asarray(x @ (matrix if self.layout.transposed else matrix.T))
+        flat = x.reshape(-1, x.shape[-1]) @ (matrix if self.layout.transposed else matrix.T)  # one product, not B
+        return flat.reshape(*x.shape[:-1], -1)
 
 
 def _by_rows(x: np.ndarray, head: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -184,6 +185,22 @@ def test_a_start_does_not_replace_a_run(export: Export, new_run: NewRun, tmp_pat
     before = listing(run)
     fails(capsys, "to-orbax", f"--model={export.folder}", f"--out={run}")
     assert listing(run) == before
+
+
+def test_a_runs_weights_become_a_start_of_half_the_size(new_run: NewRun, tmp_path: Path, capsys: Capture) -> None:
+    run = new_run(tmp_path / "run", SHAPES["mistral"])
+    convert("to-orbax", run, tmp_path / "half", "--dtype=bfloat16")
+    assert "after rounding" in capsys.readouterr().out
+    old, new = (load_params(folder / "checkpoints", 0) for folder in (run, tmp_path / "half"))
+    assert {path.name for path in (tmp_path / "half" / "checkpoints" / "0").iterdir()} == {
+        "params",
+        "run.json",
+        "files.json",
+    }
+    for name, weight in old.items():
+        assert new[name].tobytes() == weight.astype(ml_dtypes.bfloat16).tobytes(), name
+    convert("to-orbax", tmp_path / "half", tmp_path / "whole", "--dtype=float32")
+    assert "after rounding" not in capsys.readouterr().out, "every value of bfloat16 is one of float32"
 
 
 def test_a_published_model_goes_through_every_format_and_comes_back(
