@@ -1,7 +1,8 @@
-"""Koala's recipe on a real pretrained model and real dialogues.
+r"""Koala's recipe on a real pretrained model and real dialogues.
 
 python -m data_prep build --config=configs/data/koala_stories.py:../shared/data --out=runs/koala_stories/data
-python -m easylm_like.convert to-orbax --model=../shared/data/models/stories260K-hf --out=runs/koala_stories/start --template=koala
+python -m easylm_like.convert to-orbax --model=../shared/data/models/stories260K-hf \
+    --out=runs/koala_stories/start --template=koala
 python -m easylm_like.train --config=configs/koala_stories.py --workdir=runs/koala_stories
 
 Variants: "" starts from stories260K (260 thousand weights; measured: 12 minutes on 2 CPU cores beside other work, and
