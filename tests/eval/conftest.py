@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from easylm_like.convert.__main__ import convert_to_hf
+from easylm_like.convert.__main__ import main
 from easylm_like.convert.load import LoadedModel, load_model
 from easylm_like.data.tokenizer import train_sentencepiece
 from easylm_like.model.config import LlamaConfig
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def folder(run: Path) -> Path:
     """Return the Hugging Face folder of the run; tests must leave it as it is."""
-    convert_to_hf(run, run.parent / "hf", None, "float32")
+    main(["to-hf", f"--model={run}", f"--out={run.parent / 'hf'}"])
     return run.parent / "hf"
 
 
