@@ -26,7 +26,7 @@ from easylm_like.data.tokenizer import Tokenizer
 from easylm_like.digests import flush, write_digests
 from easylm_like.errors import UserError
 from easylm_like.hf.card import Card, render_card
-from easylm_like.hf.folder import ORIGIN_FILE, SHARD_BYTES, read_json, write_folder, write_json
+from easylm_like.hf.folder import ORIGIN_FILE, SHARD_BYTES, path_digest, read_json, write_folder, write_json
 from easylm_like.hf.keys import to_ours
 from easylm_like.hf.safetensors_files import write_safetensors
 from easylm_like.hf.tensors import DTYPES, Tensor, Tensors
@@ -52,6 +52,14 @@ class Options:
     evaluation: Path | None = None  # report.json, for the model card
     base_model: str | None = None
     licence: str | None = None
+
+    def to_json(self) -> Record:
+        """Return what differs from the defaults; of files also their digests."""
+        default, found = Options(), {}
+        for name in ("shard_bytes", "prompts", "dialogues", "evaluation", "base_model", "licence"):
+            if (value := getattr(self, name)) != getattr(default, name):
+                found[name] = [str(value), path_digest(value)] if isinstance(value, Path) else value
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +181,8 @@ def _begin(job: Job, target: str) -> Record:
         "template": source.template.name if source.template else None,
         "from": {"format": source.format} | {name: value for name, value in source.origin.items() if name != "run"},
         "to": {"format": target, "dtype": changed, "vocab_size": source.config.vocab_size},
+        "tokenizer_digest": job.tokenizer.digest,
+        "options": job.options.to_json(),
     }
     return record | ({"run": source.origin["run"]} if "run" in source.origin else {})
 

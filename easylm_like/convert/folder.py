@@ -8,7 +8,7 @@ from easylm_like.convert.source import Hints, Source
 from easylm_like.data.template import get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
-from easylm_like.hf.folder import ORIGIN_FILE, folder_digest, open_weights, read_json, read_shape
+from easylm_like.hf.folder import ORIGIN_FILE, open_weights, path_digest, read_json, read_shape
 
 
 def open_folder(folder: Path, hints: Hints) -> Source:
@@ -21,7 +21,7 @@ def open_folder(folder: Path, hints: Hints) -> Source:
     tensors = open_weights(folder, config)
     earlier = _optional_json(folder / ORIGIN_FILE)
     template = hints.template or earlier.get("template")
-    origin: dict[str, object] = {"path": str(folder), "digest": folder_digest(folder)}
+    origin: dict[str, object] = {"path": str(folder), "digest": path_digest(folder)}
     if "run" in earlier:
         origin["run"] = earlier["run"]
     return Source(

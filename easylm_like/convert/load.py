@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from easylm_like.data.template import Template, get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
-from easylm_like.hf.folder import ORIGIN_FILE, folder_digest, open_params, read_json, read_shape
+from easylm_like.hf.folder import ORIGIN_FILE, open_params, path_digest, read_json, read_shape
 from easylm_like.hf.keys import Stack
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params
@@ -58,4 +58,4 @@ def model_digest(path: str | Path) -> str:
     if (path / "checkpoints").is_dir():
         step, _ = checkpoint.read_run_info(path / "checkpoints")
         return checkpoint.saved_digest(path / "checkpoints", step)
-    return folder_digest(path)
+    return path_digest(path)

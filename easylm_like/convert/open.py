@@ -1,17 +1,26 @@
 """Which format a path is in."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from easylm_like.convert.source import Hints, Source
 from easylm_like.errors import UserError
+from easylm_like.hf.folder import path_digest
 
 
 def open_source(path: Path, hints: Hints) -> Source:
     """Return the model at `path`, whatever format this library reads it lies in.
 
+    Its `origin` has a digest that changes with the model, by which a conversion knows what it has done already.
+
     Raises:
         UserError: it is of no such format, or something of it is missing, damaged or not computed here.
     """
+    source = _open(path, hints)
+    return replace(source, origin={"digest": path_digest(source.path), **source.origin})
+
+
+def _open(path: Path, hints: Hints) -> Source:
     if path.is_dir():
         return _open_directory(path, hints)
     if not path.is_file():
@@ -55,7 +64,7 @@ def _open_directory(path: Path, hints: Hints) -> Source:
 
         return open_easylm(path, hints)
     if len(files := sorted(path.glob("*.gguf"))) == 1:
-        return open_source(files[0], hints)
+        return _open(files[0], hints)
     raise UserError(
         f"{path}: expected a run's work directory (checkpoints/), a Hugging Face folder (config.json), Meta's "
         "(params.json), EasyLM's (streaming_params) or one .gguf file in it"

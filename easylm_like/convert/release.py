@@ -18,7 +18,7 @@ from easylm_like.data.tokenizer import load_tokenizer
 from easylm_like.digests import write_digests
 from easylm_like.errors import UserError
 from easylm_like.hf.config import shape_to_hf
-from easylm_like.hf.folder import SHARD_BYTES, folder_digest, open_files, read_json, write_json
+from easylm_like.hf.folder import SHARD_BYTES, open_files, path_digest, read_json, write_json
 from easylm_like.hf.safetensors_files import write_safetensors
 from easylm_like.hf.tensors import Tensors
 from easylm_like.progress import Progress
@@ -93,7 +93,7 @@ def _from_bits(folder: Path, tensors: Tensors, hints: Hints) -> Source:
         template=get_template(template) if isinstance(template, str) else None,
         chat_template=(folder / JINJA).read_text() if (folder / JINJA).is_file() else None,
         stop_ids=tuple(ends) if isinstance(ends, list) else (),
-        origin={"path": str(folder), "digest": folder_digest(folder)},
+        origin={"path": str(folder), "digest": path_digest(folder)},
     )
 
 
@@ -117,5 +117,5 @@ def _from_numbers(path: Path, base: Source, hints: Hints) -> Source:
         template=change.template,
         chat_template=change.chat_template,
         stop_ids=change.stop_ids,
-        origin={**change.origin, "base": base.origin.get("path")},
+        origin={**change.origin, "base": {name: base.origin.get(name) for name in ("path", "digest")}},
     )

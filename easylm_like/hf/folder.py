@@ -94,11 +94,12 @@ def open_files(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     return read_indexed(index, open_safetensors) if index.is_file() else open_safetensors(whole)
 
 
-def folder_digest(folder: Path) -> str:
-    """Return a digest that changes when the model in a folder does, without reading its weights."""
-    if (folder / DIGESTS).is_file():
-        return hashlib.sha256((folder / DIGESTS).read_bytes()).hexdigest()
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.glob("*"))
+def path_digest(path: Path) -> str:
+    """Return a digest that changes when the model in a folder or a file does, without reading its weights."""
+    if (path / DIGESTS).is_file():
+        return hashlib.sha256((path / DIGESTS).read_bytes()).hexdigest()
+    found = path.glob("*") if path.is_dir() else [path]
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found)
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
 

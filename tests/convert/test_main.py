@@ -187,6 +187,32 @@ def test_a_start_does_not_replace_a_run(export: Export, new_run: NewRun, tmp_pat
     assert listing(run) == before
 
 
+def test_the_users_own_prompts_dialogues_and_evaluation_are_in_the_proof_and_the_card(
+    export: Export, tmp_path: Path
+) -> None:
+    chat = [{"role": "user", "content": "What is 3 and 4?"}, {"role": "assistant", "content": "3 and 4 make 7"}]
+    lines = [json.dumps({"id": f"c{i}", "source": "sums", "messages": chat}) + "\n" for i in range(5)]
+    (tmp_path / "own.jsonl").write_text("".join(lines))
+    (tmp_path / "report.json").write_text('{"heldout_loss": {"all": 1.25}, "heldout_tokens": {"all": 12}}')
+    flags = [
+        f"--dialogues={tmp_path / 'own.jsonl'}",
+        f"--evaluation={tmp_path / 'report.json'}",
+        "--licence=apache-2.0",
+    ]
+    counts = {}
+    for name, more in {"plain": [], "own": [*flags, "--prompt=3 and 4 make", "--prompt=7"]}.items():
+        convert("to-hf", export.run, tmp_path / name, *more)
+        record = json.loads((tmp_path / name / "conversion.json").read_text())
+        counts[name] = record["tokenizer"]["conversations_and_prompts"], record["proof"]["logits"]["positions"]
+    assert counts["own"][0] == counts["plain"][0] + 5 * 3  # each as a whole, and its prompt under two markers
+    assert 2 < counts["own"][1] < counts["plain"][1]
+    assert list(record["options"]) == ["prompts", "dialogues", "evaluation", "licence"]
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert 'license: "apache-2.0"' in card
+    assert "1.25" in card
+    assert "1.25" not in (tmp_path / "plain" / "README.md").read_text()
+
+
 def test_a_runs_weights_become_a_start_of_half_the_size(new_run: NewRun, tmp_path: Path, capsys: Capture) -> None:
     run = new_run(tmp_path / "run", SHAPES["mistral"])
     convert("to-orbax", run, tmp_path / "half", "--dtype=bfloat16")
