@@ -140,7 +140,7 @@ def _holds(dtype: np.dtype, other: np.dtype) -> bool:
 
 
 def _run(job: Job, target: str) -> None:
-    record = _begin(job, target)
+    record, prompts = _begin(job, target), _prompts(job)
     if (job.out / ORIGIN_FILE).is_file() and _same(read_json(job.out / ORIGIN_FILE), record):
         print(f"{job.out}: already holds {job.source.path}{_what(record)}")
         return
@@ -152,7 +152,7 @@ def _run(job: Job, target: str) -> None:
         middle = time.monotonic()
         progress.stage("written; comparing arrays and logits")
         written = open_source(folder, Hints(template=job.source.template.name if job.source.template else None))
-        record["proof"] = proof = prove(job.source, written, job.wanted, _prompts(job), rounded=job.rounded)
+        record["proof"] = proof = prove(job.source, written, job.wanted, prompts, rounded=job.rounded)
         TARGETS[target].check(job, folder, written, record)
         record["versions"] = versions(("jax", "orbax-checkpoint", "safetensors", "gguf", "numpy"))
         write_digests(folder)
@@ -274,7 +274,10 @@ def _object(fields: object, name: str) -> dict[str, object]:
 
 def _prompts(job: Job) -> list[np.ndarray]:
     if job.options.prompts:
-        return [ids[:PROMPT_TOKENS] for ids, _ in job.tokenizer.encode(job.options.prompts)]
+        prompts = [ids[:PROMPT_TOKENS] for ids, _ in job.tokenizer.encode(job.options.prompts)]
+        if not all(map(len, prompts)):
+            raise UserError("--prompt: a text without a token has no logits to compare; give another")
+        return prompts
     return probe_prompts(job.tokenizer, job.source.template, PROMPT_TOKENS)
 
 

@@ -148,6 +148,7 @@ def test_mistakes_in_the_arguments_are_one_sentence(
         capsys, "to-hf", folder, out, f"--tokenizer={tmp_path / 'tokenizer'}"
     )
     assert "a vocabulary must have at least as many; got 100" in fails(capsys, "to-hf", folder, out, "--vocab_size=100")
+    assert "a text without a token" in fails(capsys, "to-hf", folder, out, "--prompt=")
     assert list(tmp_path.iterdir()) == []
 
 
