@@ -98,7 +98,7 @@ def path_digest(path: Path) -> str:
     """Return a digest that changes when the model in a folder or a file does, without reading its weights."""
     if (path / DIGESTS).is_file():
         return hashlib.sha256((path / DIGESTS).read_bytes()).hexdigest()
-    found = path.glob("*") if path.is_dir() else [path]
+    found = [path] if path.is_file() else path.glob("*")
     files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found)
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
