@@ -73,6 +73,8 @@ class Job:
     options: Options
     out: Path
     rounded: bool  # the two differ
+    chats: tuple[tuple[Message, ...], ...]  # real conversations, whose ids are compared
+    evaluation: Record  # for the model card
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -84,13 +86,6 @@ class Job:
     def chat_template(self) -> str | None:
         """The Jinja of our template, or what came with the model."""
         return self.source.template.jinja() if self.source.template else self.source.chat_template
-
-    def chats(self) -> list[tuple[Message, ...]]:
-        """Return real conversations: those that the user names, or of the data that trained, if it is still there."""
-        path = self.options.dialogues or _training_data(self.source)
-        if path is None:
-            return []
-        return [conversation.messages for conversation in islice(read_conversations(path), DIALOGUES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +126,26 @@ def run_job(source: Source, target: str, out: Path, options: Options) -> None:
         dtype = None if options.dtype is None else DTYPES[options.dtype]
         written = wanted = {name: t if dtype is None else t.astype(dtype) for name, t in source.tensors.items()}
     exact = (target != "gguf") if dtype is None else all(_holds(dtype, t.dtype) for t in source.tensors.values())
-    _run(Job(source, written, wanted, source.tokenizer, options, out, rounded=not exact), target)
+    job = Job(
+        source,
+        written,
+        wanted,
+        source.tokenizer,
+        options,
+        out,
+        rounded=not exact,
+        chats=_chats(source, options),
+        evaluation=read_json(options.evaluation) if options.evaluation else {},
+    )
+    _run(job, target)
+
+
+def _chats(source: Source, options: Options) -> tuple[tuple[Message, ...], ...]:
+    """Return the conversations that the user names, or of the data that trained, if it is still there."""
+    path = options.dialogues or _training_data(source)
+    if path is None:
+        return ()
+    return tuple(conversation.messages for conversation in islice(read_conversations(path), DIALOGUES))
 
 
 def _holds(dtype: np.dtype, other: np.dtype) -> bool:
@@ -145,8 +159,8 @@ def _run(job: Job, target: str) -> None:
         print(f"{job.out}: already holds {job.source.path}{_what(record)}")
         return
     progress = Progress(sum(tensor.nbytes for tensor in job.written.values()), None, unit="arrays")
-    mark = None if target == "orbax" else ORIGIN_FILE  # in a work directory there may be a run by now
-    with atomic_folder(job.out, mark=mark) as folder:
+    workdir = target == "orbax"  # may hold a run by now, and its checkpoint has digests of its own
+    with atomic_folder(job.out, mark=None if workdir else ORIGIN_FILE) as folder:
         started = time.monotonic()
         TARGETS[target].write(job, progress, folder)
         middle = time.monotonic()
@@ -155,7 +169,8 @@ def _run(job: Job, target: str) -> None:
         record["proof"] = proof = prove(job.source, written, job.wanted, prompts, rounded=job.rounded)
         TARGETS[target].check(job, folder, written, record)
         record["versions"] = versions(("jax", "orbax-checkpoint", "safetensors", "gguf", "numpy"))
-        write_digests(folder)
+        if not workdir:
+            write_digests(folder)
         record["seconds"] = {"write": round(middle - started, 2), "proof": round(time.monotonic() - middle, 2)}
         write_json(folder / ORIGIN_FILE, record)
         flush(folder / ORIGIN_FILE)
@@ -198,7 +213,7 @@ def _write_hf(job: Job, progress: Progress, folder: Path) -> None:
 
 
 def _check_hf(job: Job, folder: Path, written: Source, record: Record) -> None:
-    record["tokenizer"] = verify_tokenizer(folder, job.tokenizer, job.source.template, job.chats())
+    record["tokenizer"] = verify_tokenizer(folder, job.tokenizer, job.source.template, job.chats)
     (folder / "README.md").write_text(render_card(_card(job, record)))
 
 
@@ -229,7 +244,7 @@ def _write_gguf(job: Job, progress: Progress, folder: Path) -> None:
 
 
 def _check_ids(job: Job, folder: Path, written: Source, record: Record) -> None:
-    record["tokenizer"] = verify_same_tokenizer(written, job.tokenizer, job.source.template, job.chats())
+    record["tokenizer"] = verify_same_tokenizer(written, job.tokenizer, job.source.template, job.chats)
 
 
 TARGETS = {
@@ -254,7 +269,7 @@ def _card(job: Job, record: Record) -> Card:
         step=step if isinstance(step, int) else None,
         run=_object(source.origin, "run"),
         data=read_json(manifest) if manifest and manifest.is_file() else {},
-        evaluation=read_json(job.options.evaluation) if job.options.evaluation else {},
+        evaluation=job.evaluation,
         conversion={name: value for name, value in record.items() if name != "run"},
         base_model=job.options.base_model,
         licence=job.options.licence,

@@ -16,7 +16,6 @@ from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params, apply_layer, rms_norm
 from easylm_like.train.checkpoint import open_params, read_run_info, saved_digest, shape_from_json
 
-WHOLE = ("embed", "final_norm", "head")
 HEAD_ROWS = 16384  # of the vocabulary in fp32 at once
 
 
@@ -55,7 +54,7 @@ def own_logits(config: LlamaConfig, stacks: Stacks, ids: np.ndarray) -> np.ndarr
             weights = {
                 name: jnp.asarray(stack.read_layer(layer).astype(np.float32))
                 for name, stack in stacks.items()
-                if name not in WHOLE
+                if stack.stacked
             }
             x_BTD = _layer(config, weights, x_BTD, places)
         final_norm = jnp.asarray(stacks["final_norm"].read().astype(np.float32))

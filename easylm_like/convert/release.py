@@ -36,9 +36,9 @@ def make(model: Path, base: Path, out: Path, hints: Hints) -> None:
     tuned, old = open_source(model, hints), open_source(base, Hints())
     if tuned.tokenizer is None:
         raise UserError(f"{model}: no tokenizer there; name its folder with --tokenizer=")
-    tensors, record = bits.make_difference(tuned, old)
-    progress = Progress(sum(tensor.nbytes for tensor in tensors.values()), None, unit="arrays")
     with atomic_folder(out, mark=bits.RECORD) as folder:
+        tensors, record = bits.make_difference(tuned, old)
+        progress = Progress(sum(tensor.nbytes for tensor in tensors.values()), None, unit="arrays")
         say = partial(progress.advance, records=1)
         write_safetensors(folder, tensors, stem=STEM, shard_bytes=SHARD_BYTES, say=say)
         bits.write_record(folder, record)

@@ -163,6 +163,7 @@ def _read_archive(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[int, int]
             places = {n[start_of_key:]: _place(file, i) for n, i in infos.items() if n.startswith(root + "data/")}
     except UserError:
         raise
+    # NotImplementedError is zipfile's word for a compression that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
         raise UserError(f"{path}: damaged or cut off ({error}); copy it again") from error
     if order != b"little":

@@ -134,9 +134,10 @@ def test_another_architecture_is_refused(export: Export, tmp_path: Path, capsys:
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_mistakes_in_the_arguments_are_one_sentence(
-    export: Export, new_run: NewRun, tmp_path: Path, capsys: Capture
+def test_mistakes_in_the_arguments_are_one_sentence_before_anything_is_written(
+    export: Export, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("easylm_like.convert.export.TARGETS", {})  # whoever comes to the writing falls over this
     out = f"--out={tmp_path / 'out'}"
     run, folder = f"--model={export.run}", f"--model={export.folder}"
     assert "none: no such file or folder" in fails(capsys, "to-hf", f"--model={tmp_path / 'none'}", out)
@@ -148,6 +149,8 @@ def test_mistakes_in_the_arguments_are_one_sentence(
         capsys, "to-hf", folder, out, f"--tokenizer={tmp_path / 'tokenizer'}"
     )
     assert "a vocabulary must have at least as many; got 100" in fails(capsys, "to-hf", folder, out, "--vocab_size=100")
+    for flag in ("evaluation", "dialogues"):
+        assert "nowhere" in fails(capsys, "to-hf", folder, out, f"--{flag}={tmp_path / 'nowhere'}")
     assert "a text without a token" in fails(capsys, "to-hf", folder, out, "--prompt=")
     assert list(tmp_path.iterdir()) == []
 

@@ -25,7 +25,7 @@ def can_unpack(kind: str) -> bool:
     stored = GGMLQuantizationType[kind]
     try:
         return kind in FLOATS or dequantize(np.zeros((1, GGML_QUANT_SIZES[stored][1]), np.uint8), stored).size > 0
-    except NotImplementedError:
+    except NotImplementedError:  # gguf-py's word for a type that it knows and cannot read
         return False
 
 
