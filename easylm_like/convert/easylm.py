@@ -11,8 +11,6 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from easylm_like.convert.flax_stream import Index, Stored, read_index, read_stored
 from easylm_like.convert.reference import Layout, reference_logits
 from easylm_like.convert.rope_rows import to_halves
@@ -22,7 +20,7 @@ from easylm_like.data.template import get_template
 from easylm_like.data.tokenizer import load_tokenizer
 from easylm_like.errors import UserError
 from easylm_like.hf.config import shape_to_hf
-from easylm_like.hf.tensors import DTYPES, Tensor
+from easylm_like.hf.tensors import DTYPES, Tensor, transpose
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.presets import PRESETS
 
@@ -140,17 +138,8 @@ def _choose_file(path: Path, step: int | None) -> Path:
 def _to_theirs(tensor: Tensor, key: _Key, head_dim: int) -> Tensor:
     if not key.transposed:
         return tensor
-    turned = tensor.then(_transpose, tensor.shape[::-1])
+    turned = tensor.then(transpose, tensor.shape[::-1])
     return turned.then(partial(to_halves, head_dim=head_dim)) if key.rotated else turned
-
-
-def _transpose(matrix: np.ndarray) -> np.ndarray:
-    """Return [in, out] as [out, in], in strips: in one piece it misses the processor's cache and takes 2.5 times."""
-    bits = matrix.view(f"u{matrix.itemsize}")
-    turned = np.empty(bits.shape[::-1], bits.dtype)
-    for start in range(0, len(bits), 256):
-        turned[:, start : start + 256] = bits[start : start + 256].T
-    return turned.view(matrix.dtype)
 
 
 def _find_weights(index: Index, path: Path) -> tuple[dict[str, Stored], list[str]]:

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from easylm_like.errors import UserError
-from easylm_like.hf.tensors import Tensor, Tensors, compare_shapes
+from easylm_like.hf.tensors import Tensor, Tensors, compare_shapes, transpose
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import abstract_model
 
@@ -163,12 +163,11 @@ def _read_ours(theirs: list[Tensor], key: Key, shape: tuple[int, ...], layer: in
 def _to_matrix(ours: np.ndarray, inputs: int | None) -> np.ndarray:
     if inputs is None:
         return np.ascontiguousarray(ours)
-    matrix = ours.reshape(prod(ours.shape[:inputs]), -1).T
-    return np.ascontiguousarray(matrix if inputs else matrix[:, 0])
+    return transpose(ours.reshape(prod(ours.shape[:inputs]), -1)) if inputs else ours.reshape(-1)
 
 
 def _from_matrix(theirs: np.ndarray, inputs: int | None, shape: tuple[int, ...]) -> np.ndarray:
-    return theirs.T.reshape(shape) if inputs else theirs.reshape(shape)
+    return (transpose(theirs) if inputs else theirs).reshape(shape)
 
 
 def _their_shape(ours: tuple[int, ...], key: Key) -> tuple[int, ...]:

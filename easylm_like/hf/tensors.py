@@ -104,6 +104,15 @@ def compare_shapes(found: Mapping[str, Shaped], wanted: Mapping[str, tuple[int, 
     return problems + [f"{name} is {found[name].shape} instead of {wanted[name]}" for name in both]
 
 
+def transpose(matrix: np.ndarray) -> np.ndarray:
+    """Return [in, out] as [out, in], in strips: in one piece it misses the processor's cache and takes 2.5 times."""
+    bits = matrix.view(f"u{matrix.itemsize}")
+    turned = np.empty(bits.shape[::-1], bits.dtype)
+    for start in range(0, len(bits), 256):
+        turned[:, start : start + 256] = bits[start : start + 256].T
+    return turned.view(matrix.dtype)
+
+
 def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return the array whose bytes begin at `offset` of a file.
 
