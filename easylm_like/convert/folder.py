@@ -32,8 +32,8 @@ def open_folder(folder: Path, hints: Hints) -> Source:
         logits=partial(reference_logits, read_json(folder / "config.json"), tensors),
         tokenizer=_tokenizer(folder, hints),
         template=get_template(template) if isinstance(template, str) else None,
-        chat_template=_chat_template(folder),
-        stop_ids=_stop_ids(folder),
+        chat_template=chat_template(folder),
+        stop_ids=stop_ids(folder),
         origin=origin,
     )
 
@@ -45,7 +45,7 @@ def _tokenizer(folder: Path, hints: Hints) -> Tokenizer | None:
     return load_tokenizer(folder) if known else None
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template(folder: Path) -> str | None:
     """Return the folder's own Jinja: a file of its own, or, as until 2024, a field of the tokenizer's."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text("utf-8")
@@ -56,7 +56,7 @@ def _chat_template(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _stop_ids(folder: Path) -> tuple[int, ...]:
+def stop_ids(folder: Path) -> tuple[int, ...]:
     found = _optional_json(folder / "generation_config.json").get("eos_token_id")
     told = found if isinstance(found, list) else [] if found is None else [found]
     ids = tuple(one for one in told if isinstance(one, int) and not isinstance(one, bool))
