@@ -43,7 +43,7 @@ format: .venv/.locked
 	$(python) -m ruff check --fix .
 
 lock: .venv/.locked
-	.venv/bin/uv pip compile setup.cfg --extra data --extra eval --extra track --extra dev --upgrade --quiet \
+	.venv/bin/uv pip compile setup.cfg --extra data --extra eval --extra serve --extra track --extra dev --upgrade --quiet \
 		--universal --python-version 3.11 --fork-strategy requires-python --generate-hashes \
 		--config-file scripts/lock.toml --no-emit-package torch --custom-compile-command "make lock" \
 		--output-file requirements.lock
