@@ -24,7 +24,7 @@ LEVELS = {
     "hf": 1,
     "train": 2,
     "convert": 3,
-    "serve": 3,
+    "serve": 4,
     "launch": 3,
 }  # easylm_like's own modules: -1
 TOP = {"data_prep", "eval"}  # beside the library here, inside it in a wheel

@@ -57,6 +57,7 @@ def chat_template(folder: Path) -> str | None:
 
 
 def stop_ids(folder: Path) -> tuple[int, ...]:
+    """Return the ids that a folder's generation_config.json says end an answer; a UserError if it says nonsense."""
     found = _optional_json(folder / "generation_config.json").get("eos_token_id")
     told = found if isinstance(found, list) else [] if found is None else [found]
     ids = tuple(one for one in told if isinstance(one, int) and not isinstance(one, bool))

@@ -9,8 +9,9 @@ from easylm_like.convert.folder import chat_template, stop_ids
 from easylm_like.data.template import Template, get_template
 from easylm_like.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_like.errors import UserError
-from easylm_like.hf.folder import ORIGIN_FILE, open_params, path_digest, read_json, read_shape
-from easylm_like.hf.keys import Stacks
+from easylm_like.hf.folder import ORIGIN_FILE, open_weights, path_digest, read_json, read_shape
+from easylm_like.hf.keys import Stacks, to_ours, to_theirs
+from easylm_like.hf.tensors import Tensors
 from easylm_like.model.config import LlamaConfig
 from easylm_like.model.llama import Params
 from easylm_like.train import checkpoint
@@ -20,13 +21,15 @@ from easylm_like.train import checkpoint
 class OpenModel:
     """A model whose weights are still in their files.
 
-    `template` is the one it was trained with, where that is one of ours; else `chat_template` may be the Jinja that came
-    with it. `stop_ids` end an answer, the tokenizer's EOS among them.
+    `stacks` are our params, `tensors` the same as one [out, in] matrix a layer, by Hugging Face's names. `template` is
+    the one it was trained with, where that is one of ours; else `chat_template` may be the Jinja that came with it.
+    `stop_ids` end an answer, the tokenizer's EOS among them.
     """
 
     path: Path
     config: LlamaConfig
     stacks: Stacks
+    tensors: Tensors
     tokenizer: Tokenizer
     template: Template | None
     chat_template: str | None
@@ -62,10 +65,12 @@ def open_model(path: str | Path, template: str | None = None) -> OpenModel:
         raise UserError(f"{path}: neither a work directory (checkpoints/) nor a Hugging Face folder (config.json)")
     config, tokenizer = read_shape(path), load_tokenizer(path)
     recorded = read_json(path / ORIGIN_FILE).get("template") if (path / ORIGIN_FILE).is_file() else None
+    tensors = open_weights(path, config)
     return OpenModel(
         path=path,
         config=config,
-        stacks=open_params(path, config),
+        stacks=to_ours(tensors, config, str(path)),
+        tensors=tensors,
         tokenizer=tokenizer,
         template=chosen or (get_template(recorded) if isinstance(recorded, str) else None),
         chat_template=chat_template(path),
@@ -97,12 +102,14 @@ def model_digest(path: str | Path) -> str:
 
 def _open_run(path: Path, run: Path, step: int | None, template: Template | None) -> OpenModel:
     step, info = checkpoint.read_run_info(run / "checkpoints", step)
+    config = checkpoint.shape_from_json(info["shape"])
     stacks = checkpoint.open_params(run / "checkpoints", step)
     tokenizer = load_tokenizer(run / "tokenizer")
     return OpenModel(
         path=path,
-        config=checkpoint.shape_from_json(info["shape"]),
+        config=config,
         stacks=stacks,
+        tensors=to_theirs(stacks, config),
         tokenizer=tokenizer,
         template=template or get_template(str(info["template"])),
         chat_template=None,

@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers: the contract between whoever asks (HTTP, terminal, evaluation) and it."""
+"""What an engine is asked and what it answers: the contract with whoever asks (HTTP, terminal, evaluation)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,9 +33,9 @@ class Finish(StrEnum):
 class Sampling:
     """How the next token is chosen, per request. The defaults are greedy.
 
-    In this order, as in transformers: `repetition_penalty` r divides positive logits (multiplies negative ones) of tokens
-    that occur in prompt or answer by r (CTRL, arXiv 1909.05858); `presence_penalty` and `frequency_penalty` are taken
-    off the logits of tokens of the answer, once and per occurrence (OpenAI's reference); `logit_bias` is added;
+    In this order, as in transformers: `repetition_penalty` r divides positive logits (multiplies negative ones) of
+    tokens that occur in prompt or answer by r (CTRL, arXiv 1909.05858); `presence_penalty` and `frequency_penalty` are
+    taken off the logits of tokens of the answer, once and per occurrence (OpenAI's reference); `logit_bias` is added;
     `temperature` divides (0: the likeliest); `top_k` keeps the k likeliest (0: all), `top_p` the nucleus (arXiv
     1904.09751), `min_p` what is at least min_p times as likely as the likeliest (arXiv 2407.01082). The draw depends on
     `seed` and the place in the text alone.
