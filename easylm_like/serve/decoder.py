@@ -4,6 +4,7 @@ Sizes come from a few buckets: `batches` (rows that are decoded together), `leng
 (tokens of a prompt that are read at once). `warm_up` runs each combination once.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -262,12 +263,16 @@ def _join(layers: Sequence[tuple[jax.Array, jax.Array]]) -> Cache:
 
 
 class Compilations:
-    """Counts the programs that XLA compiles in this process from now on."""
+    """Counts the programs that XLA compiles for the thread that makes it, from then on."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self._thread = 0, threading.get_ident()
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
+    def stop(self) -> None:
+        """Count no more."""
+        jax.monitoring.unregister_event_duration_listener(self._hear)
+
     def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
+        if event == "/jax/core/compile/backend_compile_duration" and threading.get_ident() == self._thread:
             self.count += 1

@@ -112,9 +112,8 @@ class Engine:
         weights = load_weights(model, mesh, dtype=dtype, int8=config.int8)
         buckets = choose_buckets(self.slots, self.context, one_size=config.one_size)
         self._decoder = Decoder(model.config, weights, mesh, buckets, dtype)
-        self._compilations = Compilations()
         self._decoder.warm_up(say)
-        self._warm = self._compilations.count
+        self._compilations: Compilations | None = None
         self._prefixes = PrefixStore(0 if config.one_size else int(config.prefix_gib * 2**30))
         self._batch = Batch(self._decoder)
         self._changed = threading.Condition()
@@ -177,7 +176,7 @@ class Engine:
                 cached_tokens=self._totals.cached,
                 answer_tokens=self._totals.answer,
                 steps=self._batch.steps,
-                compilations=self._compilations.count - self._warm,
+                compilations=self._compilations.count if self._compilations else 0,
                 cache_bytes=self._prefixes.nbytes + (cache.nbytes if cache else 0),
             )
 
@@ -211,6 +210,7 @@ class Engine:
         return not (self._waiting or self._reading or self._batch.jobs or self._batch.flight)
 
     def _run(self) -> None:
+        self._compilations = Compilations()
         while self._look():
             try:
                 self._read_prompts()
@@ -220,6 +220,7 @@ class Engine:
             except Exception:  # noqa: BLE001  whatever XLA raises, full memory for one: those who wait must hear of it
                 traceback.print_exc(file=sys.stderr)
                 self._fail()
+        self._compilations.stop()
 
     def _look(self) -> bool:
         """Take what came in since, wait while there is nothing to do; return whether to go on."""

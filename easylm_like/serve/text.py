@@ -38,9 +38,11 @@ class TextStream:
         """Return what was held back: nothing comes any more."""
         rest = self.tokenizer.decode(self._ids, skip_special_tokens=True) if self._ids else ""
         text = self._release(rest)
-        if not self.stopped:
-            text, self._held = text + self._held.removeprefix(self.gap), ""
+        if self.gap:  # less than the gap came
             self.gap = ""
+            text = self._release("")
+        if not self.stopped:
+            text, self._held = text + self._held, ""
         return text
 
     def _release(self, text: str) -> str:
