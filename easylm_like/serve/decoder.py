@@ -4,8 +4,10 @@ Sizes come from a few buckets: `batches` (rows that are decoded together), `leng
 (tokens of a prompt that are read at once). `warm_up` runs each combination once.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -157,11 +159,17 @@ class Decoder:
         return _join(parts)
 
     def warm_up(self, say: Callable[[str], None]) -> None:
-        """Run every program in every size that requests can lead to."""
+        """Run every program in every size that requests can lead to.
+
+        On a CPU several at a time; elsewhere the caches of two runs might not fit, and XLA itself uses all cores.
+        """
         todo = list(self._sizes())
-        for number, (name, run) in enumerate(todo, start=1):
-            say(f"compiling {number} of {len(todo)}: {name}")
-            jax.block_until_ready(run())
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        with ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as threads:
+            runs = [(name, threads.submit(_finish, run)) for name, run in todo]
+            for number, (name, running) in enumerate(runs, start=1):
+                say(f"compiling {number} of {len(todo)}: {name}")
+                running.result()
 
     def _sizes(self) -> Iterator[tuple[str, Callable[[], object]]]:
         sizes = self.buckets
@@ -248,6 +256,10 @@ def _compile(
             return function(*arguments)
 
     return jax.jit(traced, out_shardings=out_shardings, donate_argnums=donate_argnums, static_argnums=static_argnums)
+
+
+def _finish(run: Callable[[], object]) -> None:
+    jax.block_until_ready(run())
 
 
 def _penalised(

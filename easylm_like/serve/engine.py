@@ -326,8 +326,7 @@ class Engine:
             token = int(tokens[row])
             logprob = None if scores is None or wanted is None else read_logprobs(scores, row, token, wanted)
             self._totals.answer += 1
-            job.take(token, logprob, self.stop_ids)
-            if job.finish is not None:
+            if job.take(token, logprob, self.stop_ids):
                 self._retire(job)
 
     def _retire(self, job: Job) -> None:

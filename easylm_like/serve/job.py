@@ -48,8 +48,8 @@ class Job:
         """Return whether its time is over."""
         return self.request.timeout is not None and time.monotonic() - self.since > self.request.timeout
 
-    def take(self, token: int, logprob: TokenLogprob | None, stop_ids: tuple[int, ...]) -> None:
-        """Add a token to the answer and deliver what is certain; sets `finish` if it was the last one."""
+    def take(self, token: int, logprob: TokenLogprob | None, stop_ids: tuple[int, ...]) -> bool:
+        """Add a token to the answer and deliver what is certain; return whether that ended it."""
         self.answer.append(token)
         if token in stop_ids and not self.request.ignore_eos:
             self.finish, text = Finish.STOP, ""
@@ -60,6 +60,7 @@ class Job:
             elif len(self.answer) >= self.limit:
                 self.finish = Finish.LENGTH
         self._deliver(text, (token,), (logprob,) if logprob else ())
+        return self.finish is not None
 
     def end(self, finish: Finish, error: str | None = None) -> None:
         """Deliver the last output of an answer that no token ended."""

@@ -16,7 +16,9 @@ HARD = [
 ]
 
 
-@pytest.fixture(scope="session", params=["models/stories260K-hf", "models/smollm2-135m-instruct", "tokenizers/hf_llama"])
+@pytest.fixture(
+    scope="session", params=["models/stories260K-hf", "models/smollm2-135m-instruct", "tokenizers/hf_llama"]
+)
 def any_tokenizer(request: pytest.FixtureRequest, shared_data: Path) -> Tokenizer:
     return load_tokenizer(shared_data / request.param)
 
