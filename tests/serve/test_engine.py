@@ -122,14 +122,14 @@ def test_repetition_penalty_is_that_of_transformers(engine, theirs, prompts, pen
 
 def test_presence_and_frequency_are_taken_off_as_openai_says(engine, theirs, prompts) -> None:
     prompt, answer = prompts[0], []
-    for _ in range(NEW):
+    for _ in range(80):
         logits = their_logprobs(theirs, np.append(prompt, np.array(answer, np.int32)))[-1]
         counts = np.bincount(answer, minlength=len(logits))
         answer.append(int(np.argmax(logits - 2.0 * (counts > 0) - 1.0 * counts)))
     sampling = Sampling(presence_penalty=2.0, frequency_penalty=1.0)
-    both = ask(engine, [greedy(prompt, sampling=sampling), greedy(prompts[1])])
+    both = ask(engine, [greedy(prompt, 80, sampling=sampling), greedy(prompts[1])])
     assert both[0].ids == answer
-    assert both[0].ids != continued(theirs, prompt)
+    assert both[0].ids != continued(theirs, prompt, 80)
 
 
 def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(engine, prompts) -> None:
@@ -224,9 +224,8 @@ def test_a_prompt_that_begins_like_an_earlier_text_is_read_from_where_it_differs
 
 def test_what_is_kept_of_past_texts_is_bounded(model, story) -> None:
     small = new_engine(model, slots=1, context=256, prefix_gib=3 * 256 * 5 * 4 * 8 * 2 * 4 / 2**30)  # three rows of 256
-    cached = []
-    for start in (0, 100, 200, 300, 0, 300):
-        cached.append(ask_one(small, story[start : start + 40], 2).last.counts.cached)
+    starts = (0, 100, 200, 300, 0, 300)
+    cached = [ask_one(small, story[start : start + 40], 2).last.counts.cached for start in starts]
     assert cached == [0, 0, 0, 0, 0, 39]
     small.close()
     none = new_engine(model, slots=1, context=256, prefix_gib=0)
