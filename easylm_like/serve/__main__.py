@@ -91,7 +91,9 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="auto: float32 on CPUs, else bfloat16")
     parser.add_argument("--int8", action="store_true", help="weights in 8 bits: half the memory, a little worse")
     parser.add_argument("--template", help="the prompt format, where the model's folder does not say")
-    parser.add_argument("--tensor", type=_number(int, 1), default=1, help="devices that share each matrix")
+    parser.add_argument("--tensor", type=_number(int, 1), default=1, help="devices that share each layer's heads")
+    parser.add_argument("--fsdp", type=_number(int, 1), default=1, help="devices that share what is left; slower")
+    parser.add_argument("--compilation_cache", default="~/.cache/easylm_like", help="compiled programs; not on CPUs")
     parser.add_argument("--prefix_gib", type=_number(float, 0), default=1.0, help="memory for the beginnings of texts")
     one_size = "an answer does not depend on what else is answered, to the last bit; slower where little runs"
     parser.add_argument("--one_size", action="store_true", help=one_size)
@@ -156,12 +158,15 @@ def _chat(args: argparse.Namespace) -> None:
 def _engine(model: "OpenModel", args: argparse.Namespace) -> "Engine":
     import jax
 
+    from easylm_like.compiled import keep_compiled
     from easylm_like.model.partition import MeshConfig, make_mesh
     from easylm_like.serve.engine import Engine, EngineConfig
 
     names = ("slots", "context", "queue", "dtype", "int8", "prefix_gib", "one_size")
     config = EngineConfig(**{name: getattr(args, name) for name in names})
-    mesh = make_mesh(MeshConfig(fsdp=1, tensor=args.tensor), jax.devices()[: args.tensor])
+    devices = jax.devices()
+    keep_compiled(args.compilation_cache, devices[0].platform)
+    mesh = make_mesh(MeshConfig(fsdp=args.fsdp, tensor=args.tensor), devices[: args.fsdp * args.tensor])
     return Engine(model, mesh, config, say=_say)
 
 

@@ -10,7 +10,6 @@ WORKDIR/config.json        the resolved config, git revision and versions, writt
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -24,6 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
+from easylm_like.compiled import keep_compiled
 from easylm_like.data.conversation import Message, Role
 from easylm_like.data.loader import Batch, Loader
 from easylm_like.data.template import get_template
@@ -88,17 +88,6 @@ def train(config: RunConfig, workdir: Path) -> bool:
             log.line(f"start at step {int(state.step)} of {config.steps}")
             with Saver(folder, config, run.info) as saver, StopRequest() as stop:
                 return _run_steps(run, state, saver, stop, log)
-
-
-def keep_compiled(folder: str, platform: str) -> None:
-    """Keep what XLA compiles from now on in `folder`, for the next run on this machine; "" keeps nothing.
-
-    Not on CPUs: a program compiled for one may end the process on another that shares the folder, and jaxlib 0.10
-    takes some for another machine's on the machine that made them (github.com/jax-ml/jax/issues/38445).
-    """
-    if folder and platform != "cpu":
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # what compiles faster is not worth a file
 
 
 def _step_to_resume(run: Prepared, workdir: Path, say: Callable[[str], None]) -> int | None:

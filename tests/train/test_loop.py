@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from easylm_like.compiled import keep_compiled
 from easylm_like.data.loader import Batch
 from easylm_like.data.tokenizer import load_tokenizer
 from easylm_like.errors import UserError
@@ -26,7 +27,7 @@ from easylm_like.model.config import Remat
 from easylm_like.train.checkpoint import load_arrays, read_run_info, saved_steps
 from easylm_like.train.config import LogConfig, RunConfig
 from easylm_like.train.flops import Work, palm_flops, strict_flops
-from easylm_like.train.loop import keep_compiled, train
+from easylm_like.train.loop import train
 from easylm_like.train.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
