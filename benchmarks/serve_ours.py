@@ -7,6 +7,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def _ask(engine: Engine, requests: list[Request], came: list[list[tuple[float, O
             ended.release()
 
     for number, request in enumerate(requests):
-        engine.submit(request, lambda output, row=number: deliver(row, output))
+        engine.submit(request, partial(deliver, number))
     for _ in requests:
         ended.acquire()
     if failed := [row[-1][1].error for row in came if row[-1][1].error]:

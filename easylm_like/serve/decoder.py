@@ -63,8 +63,11 @@ class Buckets:
 
 
 def choose_buckets(slots: int, context: int, *, one_size: bool = False) -> Buckets:
-    """Return powers of two up to `slots`, and of four, from 256, up to `context`; `one_size` has only the largest."""
-    batches = [1 << n for n in range(slots.bit_length()) if 1 << n < slots]
+    """Return 1, 4, 8, ... rows up to `slots` and 256, 1024, ... places up to `context`; `one_size`: only the largest.
+
+    Two rows would be hardly faster than four.
+    """
+    batches = [1 << n for n in range(slots.bit_length()) if 1 << n < slots and n != 1]
     lengths = [256 * 4**n for n in range(16) if 256 * 4**n < context]
     chunks = tuple(size for size in (16, 64, 256) if size <= context) or (context,)
     if one_size:
@@ -89,7 +92,11 @@ class Decoder:
         whole = NamedSharding(self.mesh, PartitionSpec())
         program = partial(_compile, precision)
         self._programs = {
-            "step": program(partial(decode, self.config), donate_argnums=(1,), out_shardings=(whole, whole, spread)),
+            "step": program(
+                partial(decode, self.config, scatter=not self._on_cpu),
+                donate_argnums=(1,),
+                out_shardings=(whole, whole, spread),
+            ),
             "read": program(partial(prefill, self.config), donate_argnums=(1,), out_shardings=(whole, spread)),
             "last": program(self._last, out_shardings=whole),
             "score": program(self._score, out_shardings=whole),
@@ -101,6 +108,10 @@ class Decoder:
             "penalised": program(_penalised, donate_argnums=(2,), out_shardings=whole),
             "logprobs": program(logprobs, out_shardings=whole),
         }
+
+    @property
+    def _on_cpu(self) -> bool:
+        return bool(self.mesh.devices.flat[0].platform == "cpu")
 
     def empty(self, rows: int, length: int) -> Cache:
         """Return a cache without entries."""
@@ -164,8 +175,7 @@ class Decoder:
         On a CPU several at a time; elsewhere the caches of two runs might not fit, and XLA itself uses all cores.
         """
         todo = list(self._sizes())
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        with ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as threads:
+        with ThreadPoolExecutor(os.cpu_count() if self._on_cpu else 1) as threads:
             runs = [(name, threads.submit(_finish, run)) for name, run in todo]
             for number, (name, running) in enumerate(runs, start=1):
                 say(f"compiling {number} of {len(todo)}: {name}")

@@ -25,7 +25,7 @@ from easylm_like.serve.batch import Batch, Flight, history_of, read_logprobs
 from easylm_like.serve.choose import gather_settings
 from easylm_like.serve.decoder import Compilations, Decoder, choose_buckets
 from easylm_like.serve.job import Job
-from easylm_like.serve.prefix import PrefixStore, common_prefix
+from easylm_like.serve.prefix import SHORTEST, PrefixStore, common_prefix
 from easylm_like.serve.request import MOST_ALTERNATIVES, Busy, Closing, Deliver, Finish, Request
 from easylm_like.serve.text import TextStream
 from easylm_like.serve.weights import load_weights
@@ -262,7 +262,7 @@ class Engine:
             known, row = self._prefixes.find(prompt)
             shared = [(common_prefix(other.tokens[: other.held], prompt), other) for other in self._batch.jobs]
             most, other = max(shared, key=lambda pair: pair[0], default=(0, None))
-            if most > known and other is not None and self._prefixes.limit:
+            if most > max(known, SHORTEST - 1) and other is not None and self._prefixes.limit:
                 known, row = most, self._batch.copy_of(other, length) or row
             if row is not None:
                 job.row = self._decoder.extract(row, 0, length)

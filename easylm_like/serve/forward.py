@@ -45,12 +45,19 @@ class Cache:
 
 
 def decode(
-    config: LlamaConfig, weights: Weights, cache: Cache, tokens_B: jax.Array, lengths_B: jax.Array
+    config: LlamaConfig,
+    weights: Weights,
+    cache: Cache,
+    tokens_B: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    scatter: bool = False,
 ) -> tuple[jax.Array, jax.Array, Cache]:
     """Read one token of every row: return (fp32 logits [B, V], lengths + 1, the cache with them).
 
     Row b has `lengths_B[b]` tokens already and gets its token at that place; a row without a request is computed too,
-    and nobody looks at it.
+    and nobody looks at it. With `scatter` the rows of a cache are written at once, as accelerators do it best; XLA:CPU
+    makes a loop of that.
     """
     S = cache.length
     places_B = jnp.minimum(lengths_B, S - 1)
@@ -65,9 +72,8 @@ def decode(
         h_BD = rms_norm(x_BD, _array(layer, "attention_norm"), config.norm_eps)
         q_BNH, k_BKH, v_BKH = _queries_keys_values(config, layer, h_BD)
         q_BNH, k_BKH = rotate(q_BNH[:, None], angles_B1h)[:, 0], rotate(k_BKH[:, None], angles_B1h)[:, 0]
-        for row in range(len(tokens_B)):  # a scatter would be a loop on CPUs
-            k_BKHS = jax.lax.dynamic_update_slice(k_BKHS, k_BKH[row, None, :, :, None], (row, 0, 0, places_B[row]))
-            v_BKSH = jax.lax.dynamic_update_slice(v_BKSH, v_BKH[row, None, :, None, :], (row, 0, places_B[row], 0))
+        k_BKHS = _write(k_BKHS, k_BKH, places_B, axis=3, scatter=scatter)
+        v_BKSH = _write(v_BKSH, v_BKH, places_B, axis=2, scatter=scatter)
         keys.append(k_BKHS)
         values.append(v_BKSH)
         q_BKGH = q_BNH.reshape(len(tokens_B), config.n_kv_heads, -1, config.head_dim)
@@ -134,6 +140,17 @@ def extract_layer(cache: tuple[jax.Array, jax.Array], at: jax.Array, length: int
     more = max(0, length - k.shape[3])
     k = jnp.pad(k[..., :length], ((0, 0), (0, 0), (0, 0), (0, more)))
     return k, jnp.pad(v[:, :, :length], ((0, 0), (0, 0), (0, more), (0, 0)))
+
+
+def _write(cache: jax.Array, new_BKH: jax.Array, places_B: jax.Array, *, axis: int, scatter: bool) -> jax.Array:
+    """Return the cache with one place of every row, along `axis`, written anew."""
+    new = jnp.expand_dims(new_BKH, axis)
+    if scatter:
+        return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(cache, new, places_B)
+    for row in range(len(cache)):
+        start = [row, 0, 0, 0]
+        cache = jax.lax.dynamic_update_slice(cache, new[row, None], (*start[:axis], places_B[row], *start[axis + 1 :]))
+    return cache
 
 
 def _attend_one(q_BKGH: jax.Array, k_BKHS: jax.Array, v_BKSH: jax.Array, seen_BS: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 A chat's next turn begins with its earlier turns, and all chats of an application with one system message.
 """
 
-import time
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,11 @@ SHORTEST = 16  # tokens; below that, reading again costs no more than copying
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A text and the cache row that holds it; `row` may be longer than the text."""
+    """A text, the cache row that holds it, and its bytes; `row` may be longer than the text."""
 
     tokens: np.ndarray
     row: Cache
-    used: float
+    nbytes: int
 
 
 class PrefixStore:
@@ -30,36 +30,55 @@ class PrefixStore:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._entries: list[Entry] = []
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all rows."""
-        return sum(entry.row.nbytes for entry in self._entries)
+        self.nbytes = 0  # of all rows
+        self._entries: dict[bytes, list[Entry]] = {}  # by their first SHORTEST tokens
+        self._used: OrderedDict[Entry, None] = OrderedDict()  # the least recently used first
 
     def find(self, tokens: np.ndarray) -> tuple[int, Cache | None]:
         """Return (how many first tokens of `tokens` are known, the row that has them); (0, None) if hardly any are."""
-        found = [(common_prefix(entry.tokens, tokens), number) for number, entry in enumerate(self._entries)]
-        known, number = max(found, default=(0, 0))
-        if known < SHORTEST:
+        entries = self._entries.get(_key(tokens), [])
+        if len(tokens) < SHORTEST or not entries:
             return 0, None
-        self._entries[number].used = time.monotonic()
-        return known, self._entries[number].row
+        entry = max(entries, key=lambda entry: common_prefix(entry.tokens, tokens))
+        self._used.move_to_end(entry)
+        return common_prefix(entry.tokens, tokens), entry.row
 
     def add(self, tokens: np.ndarray, row: Cache) -> None:
         """Keep the row of a text, in the place of those of its beginnings."""
-        if len(tokens) < SHORTEST or row.nbytes > self.limit:
+        size = row.nbytes
+        if len(tokens) < SHORTEST or size > self.limit:
             return
-        if any(common_prefix(entry.tokens, tokens) == len(tokens) for entry in self._entries):
+        entries = self._entries.setdefault(_key(tokens), [])
+        shared = [(entry, common_prefix(entry.tokens, tokens)) for entry in entries]
+        if any(common == len(tokens) for _, common in shared):
             return
-        self._entries = [e for e in self._entries if common_prefix(e.tokens, tokens) < len(e.tokens)]
-        self._entries.append(Entry(np.array(tokens, np.int32), row, time.monotonic()))
+        entry = Entry(np.array(tokens, np.int32), row, size)
+        entries.append(entry)
+        self._used[entry] = None
+        self.nbytes += size
+        for other, common in shared:
+            if common == len(other.tokens):
+                self._remove(other)
         while self.nbytes > self.limit:
-            self._entries.remove(min(self._entries, key=lambda entry: entry.used))
+            self._remove(next(iter(self._used)))
 
     def clear(self) -> None:
         """Give up every row."""
         self._entries.clear()
+        self._used.clear()
+        self.nbytes = 0
+
+    def _remove(self, entry: Entry) -> None:
+        key = _key(entry.tokens)
+        self._entries[key].remove(entry)
+        if not self._entries[key]:
+            del self._entries[key]
+        del self._used[entry]
+        self.nbytes -= entry.nbytes
+
+
+def _key(tokens: np.ndarray) -> bytes:
+    return np.asarray(tokens[:SHORTEST], np.int32).tobytes()
 
 
 def common_prefix(first: np.ndarray, second: np.ndarray) -> int:

@@ -32,16 +32,21 @@ def weights_of(twins_: Twins) -> Weights:
     return Weights(pad(theirs["model.embed_tokens.weight"]), layers, theirs["model.norm.weight"], pad(head))
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("rows", "scatter"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("name", SHAPES)
-def test_logits_are_those_of_transformers(twins: Callable[[str], Twins], name: str, rows: int) -> None:  # noqa: F811
+def test_logits_are_those_of_transformers(
+    twins: Callable[[str], Twins],  # noqa: F811
+    name: str,
+    rows: int,
+    scatter: bool,
+) -> None:
     pair = twins(name)
     config, weights = pair.config, weights_of(pair)
     random = np.random.default_rng(0)
     texts = [random.integers(0, config.vocab_size, length + MORE).astype(np.int32) for length in LENGTHS[-rows:]]
     with torch.no_grad():
         wanted = [pair.theirs(torch.tensor(text[None], dtype=torch.long)).logits[0].numpy() for text in texts]
-    read, step = (jax.jit(partial(function, config)) for function in (prefill, decode))
+    read, step = jax.jit(partial(prefill, config)), jax.jit(partial(decode, config, scatter=scatter))
     cache = empty_cache(config, rows, 40, "float32")
     for at, (text, length) in enumerate(zip(texts, LENGTHS[-rows:], strict=True)):
         row = empty_cache(config, 1, 32, "float32")
