@@ -11,7 +11,7 @@ import xllamacpp
 
 from easylm_like.convert.__main__ import main as convert
 from easylm_like.convert.load import open_model
-from easylm_like.data.conversation import Message, Role
+from easylm_like.data.conversation import Message, Quality, Role
 from easylm_like.model.partition import MeshConfig, make_mesh
 from easylm_like.serve.chat import chat_prompt
 from easylm_like.serve.engine import Engine, EngineConfig
@@ -66,14 +66,19 @@ def post(url: str, body: dict[str, object]) -> dict[str, object]:
         return json.load(answer)
 
 
+@pytest.mark.parametrize("marker", ["good", "bad"])
 @pytest.mark.parametrize("messages", CHATS, ids=["one turn", "three turns"])
-def test_llama_cpp_serves_the_exported_model_as_we_do(engine: Engine, llama_server: str, messages: list) -> None:
-    prompt = chat_prompt(engine, messages)
-    text = engine.template.prompt([Message(Role(m["role"]), m["content"]) for m in messages], engine.tokenizer.special)
-    theirs = post(f"{llama_server}/apply-template", {"messages": messages})["prompt"]
+def test_llama_cpp_serves_the_exported_model_as_we_do(
+    engine: Engine, llama_server: str, messages: list, marker: str
+) -> None:
+    prompt = chat_prompt(engine, messages, marker=marker)
+    told = [Message(Role(m["role"]), m["content"]) for m in messages]
+    text = engine.template.prompt(told, engine.tokenizer.special, Quality(marker))
+    body = {"messages": messages, "chat_template_kwargs": {"quality": marker}}
+    theirs = post(f"{llama_server}/apply-template", body)["prompt"]
     assert theirs.removeprefix("<s>") == text.removeprefix("<s>")  # llama.cpp adds the BOS itself
     ours = ask_one(engine, prompt.ids, 60, stop=prompt.stop, gap=prompt.gap)
-    body = {"messages": messages, "max_tokens": 60, "temperature": 0, "stop": list(prompt.stop)}
+    body |= {"max_tokens": 60, "temperature": 0, "stop": list(prompt.stop)}
     answer = post(f"{llama_server}/v1/chat/completions", body)
     assert answer["usage"]["prompt_tokens"] == len(prompt.ids)
     assert answer["choices"][0]["message"]["content"].removeprefix(" ") == ours.text
