@@ -18,6 +18,9 @@ import uvicorn
 from easylm_like.errors import UserError
 from easylm_like.serve.api import Service, State, build_app
 
+# Clients must let go of an idle connection first, or a request meets its end: httpx, and so OpenAI's client, does it
+# after 5 seconds, which is uvicorn's default too.
+KEEP_ALIVE = 75
 FLUSH = 5  # seconds for the last bytes of answers whose client does not read
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -62,6 +65,7 @@ def running(service: Service, listener: socket.socket) -> Iterator[threading.Thr
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=FLUSH,
     )
     server = uvicorn.Server(config)

@@ -29,7 +29,8 @@ TYPES = {
     "Model": Model,
 }
 REFUSED = (  # fields of OpenAI's that this server does not do, and `best_of`, which it takes only if it is n
-    "audio best_of function_call functions modalities moderation response_format suffix tool_choice tools web_search_options"
+    "audio best_of function_call functions modalities moderation response_format suffix tool_choice tools "
+    "web_search_options"
 ).split()
 COUNT = {"type": "integer", "minimum": 1, "maximum": 2}
 FEW = {"type": "integer", "minimum": 1, "maximum": 4}
@@ -63,7 +64,9 @@ EASY_CHAT = EASY | {
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
 }
 EASY_TEXT = EASY | {
-    "prompt": {"anyOf": [TEXT, IDS, *({"type": "array", "minItems": 1, "maxItems": 2, "items": i} for i in (TEXT, IDS))]},
+    "prompt": {
+        "anyOf": [TEXT, IDS, *({"type": "array", "minItems": 1, "maxItems": 2, "items": i} for i in (TEXT, IDS))]
+    },
     "logprobs": {"type": "integer", "minimum": 0, "maximum": 5},
 }
 
@@ -82,12 +85,17 @@ def specification(*models: str, easy: bool) -> Schema:
         if method == "post":  # what is in the events is checked apart; OpenAI's file has none for /completions
             responses["200"]["content"]["text/event-stream"] = {"schema": {}}
     for name, narrow in (("CreateChatCompletionRequest", EASY_CHAT), ("CreateCompletionRequest", EASY_TEXT)):
-        request = schemas[name]
-        fields = request["allOf"][1]["properties"] if "allOf" in request else request["properties"]
+        fields, required = _flat(schemas, schemas[name])
         fields |= {"model": {"type": "string", "enum": [*models]}, "n": COUNT, "best_of": COUNT, "max_tokens": FEW}
-        fields |= {"max_completion_tokens": FEW, "stream": {"type": "boolean"}, **(narrow if easy else {})}
-        for field in REFUSED if easy else ():
-            fields.pop(field, None)
+        fields["stream"] = {"type": "boolean"}
+        if "messages" in fields:
+            fields["max_completion_tokens"] = FEW
+        if easy:
+            fields |= narrow
+            required = [*required, "max_tokens", "stream", "n"]
+            for field in REFUSED:
+                fields.pop(field, None)
+        schemas[name] = {"type": "object", "properties": fields, "required": required, "additionalProperties": not easy}
     for fields in _objects(spec):
         if "text_offset" in fields:  # with echo, the first token has no probability: OpenAI answers null, too
             for field in ("token_logprobs", "top_logprobs"):
@@ -149,11 +157,22 @@ def _with_null(schema: object) -> object:
     return schema
 
 
+def _flat(schemas: Schema, schema: Schema) -> tuple[Schema, list[str]]:
+    """Return the properties of an object that may be made of several, and which of them are required."""
+    if "$ref" in schema:
+        return _flat(schemas, schemas[schema["$ref"].rpartition("/")[2]])
+    fields, required = dict(schema.get("properties", {})), list(schema.get("required", []))
+    for part in schema.get("allOf", []):
+        more, needed = _flat(schemas, part)
+        fields |= more
+        required += needed
+    return fields, required
+
+
 def _objects(schema: object) -> Iterator[Schema]:
     """Yield the properties of every object in a schema."""
-    if isinstance(schema, dict):
-        if isinstance(schema.get("properties"), dict):
-            yield schema["properties"]
+    if isinstance(schema, dict) and isinstance(schema.get("properties"), dict):
+        yield schema["properties"]
     for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         yield from _objects(inner)
 
