@@ -215,7 +215,8 @@ class Template:
         for message in messages:
             if not self._may_follow(before, message.role):
                 order = "one user message and its answer" if self.single_turn else "user and assistant in turns"
-                wanted, roles = order if self.markers else "one assistant message", [m.role for m in messages]
+                wanted = order if self.markers else "one assistant message"
+                roles = [m.role.value for m in messages[:12]] + ["..."] * (len(messages) > 12)
                 raise RenderError("roles", f"the {self.name} template takes {wanted}, got {', '.join(roles)}")
             before = message.role
         find = _pattern(special).search

@@ -73,7 +73,7 @@ class Service:
         engine = self.engines.get(name)
         if engine is None:
             known = ", ".join(self.engines)
-            raise ApiError(404, f"no model {name!r} here; there is {known}", code="model_not_found", param="model")
+            raise ApiError(404, f"no model {name[:80]!r} here; there is {known}", code="model_not_found", param="model")
         return engine
 
 

@@ -2,6 +2,9 @@
 
 import secrets
 from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import tokenizers
 
 from easylm_like.errors import UserError
 from easylm_like.serve.chat import PromptError, Speaker, chat_prompt, text_prompt
@@ -35,6 +38,7 @@ def chat_requests(model: Speaker, context: int, body: ChatBody, defaults: Defaul
     Raises:
         ApiError: the model's template cannot hold the messages, the context not the prompt, or a value means nothing.
     """
+    _check_text("messages", sum(len(message.content or "") for message in body.messages), model, context)
     try:
         prompt = chat_prompt(
             model,
@@ -72,6 +76,8 @@ def completion_requests(model: Speaker, context: int, body: CompletionBody, defa
     requests: list[Request] = []
     echo: list[str] = []
     for number, given in enumerate(body.prompt):
+        if isinstance(given, str):
+            _check_text("prompt", len(given), model, context)
         try:
             ids = text_prompt(model, given, add_special_tokens=body.add_special_tokens)
         except PromptError as error:
@@ -92,6 +98,22 @@ def completion_requests(model: Speaker, context: int, body: CompletionBody, defa
     return Asked(requests=tuple(requests), n=body.n, echo=tuple(echo) if body.echo else None)
 
 
+def _check_text(field: str, characters: int, model: Speaker, context: int) -> None:
+    """Refuse a text that cannot fit, whatever its tokens are: megabytes take seconds to tokenise."""
+    longest = _longest_token(model.tokenizer.backend)
+    if characters > context * longest:
+        raise invalid(
+            f"{field} has {characters} characters; this model's context holds {context} tokens, of at most {longest}",
+            param=field,
+            code="context_length_exceeded",
+        )
+
+
+@lru_cache(maxsize=16)
+def _longest_token(backend: tokenizers.Tokenizer) -> int:
+    return max(map(len, backend.get_vocab(with_added_tokens=True)))
+
+
 def _check_length(field: str, tokens: int, context: int, max_tokens: int) -> None:
     if tokens == 0:
         raise invalid(f"{field} must hold at least one token, got none", param=field)
@@ -107,7 +129,7 @@ def _sampling(model: Speaker, body: ChatBody | CompletionBody) -> Sampling:
     sampling = Sampling(
         temperature=body.temperature,
         top_p=max(body.top_p, 1e-6),  # 0, which clients send, keeps the likeliest token alone
-        top_k=max(body.top_k, 0),
+        top_k=min(max(body.top_k, 0), model.tokenizer.vocab_size),
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
         presence_penalty=body.presence_penalty,

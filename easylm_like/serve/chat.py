@@ -122,7 +122,8 @@ def text_prompt(model: Speaker, prompt: str | Sequence[int], *, add_special_toke
         return ids
     wrong = [id_ for id_ in prompt if not 0 <= id_ < tokenizer.vocab_size]
     if wrong:
-        raise PromptError(f"prompt must hold ids from 0 to {tokenizer.vocab_size - 1}, got {wrong[0]}", field="prompt")
+        got = str(wrong[0])[:40]
+        raise PromptError(f"prompt must hold ids from 0 to {tokenizer.vocab_size - 1}, got {got}", field="prompt")
     return np.array(prompt, np.int32)
 
 

@@ -77,7 +77,8 @@ def draw(logits_BV: jax.Array, settings: Settings, places_B: jax.Array) -> jax.A
     `places_B` is where in its text each token will stand.
     """
     hot_B1 = jnp.asarray(settings.temperature)[:, None]
-    logits_BV = logits_BV / jnp.where(hot_B1 > 0, hot_B1, 1.0)
+    # The largest is 0 before the division, or rounding is larger than all differences where the temperature is tiny.
+    logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / jnp.where(hot_B1 > 0, hot_B1, 1.0)
     kept_BV = _keep(logits_BV, settings)
     p_BV = jnp.where(kept_BV, jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)), 0.0)
     u_B = jax.vmap(_uniform)(jnp.asarray(settings.seed), places_B)

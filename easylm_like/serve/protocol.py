@@ -17,6 +17,7 @@ from easylm_like.serve.request import MOST_ALTERNATIVES
 MOST_STOPS = 16
 MOST_CHOICES = 16  # n
 MOST_PROMPTS = 1024  # in one request for completions
+MOST_WORDING = 999  # no template has as many
 Allowed = Callable[[object], bool]
 
 
@@ -87,7 +88,7 @@ def _content(value: object) -> object:
     texts = []
     for number, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else part
-        text = part.get("text") if kind == "text" else None
+        text = part.get("text") if isinstance(part, dict) and kind == "text" else None
         if not isinstance(text, str):
             raise ValueError(f"must be text or a list of text parts; part {number} is {_short(kind)}")
         texts.append(text)
@@ -115,7 +116,7 @@ class ChatMessage(_Fields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(_content)] = None
     quality: Literal["good", "bad"] | None = None
-    wording: Annotated[int, Field(ge=0)] = 0
+    wording: Annotated[int, Field(ge=0, le=MOST_WORDING)] = 0
     tool_calls: list[dict[str, object]] | None = None
 
     @model_validator(mode="after")
@@ -180,7 +181,7 @@ class ChatBody(_Body):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
     marker: Literal["good", "bad"] | None = None
-    wording: Annotated[int, Field(ge=0)] = 0
+    wording: Annotated[int, Field(ge=0, le=MOST_WORDING)] = 0
     tools: list[dict[str, object]] = []
     tool_choice: str = "auto"
     documents: list[dict[str, object]] = []

@@ -84,6 +84,13 @@ def test_a_draw_depends_on_seed_and_place_alone() -> None:
     assert len(set(together)) > 10
 
 
+@pytest.mark.parametrize("temperature", [1e-37, 1e-20, 1e-9, 1e-4])
+def test_a_tiny_temperature_is_greedy(logits: np.ndarray, temperature: float) -> None:
+    rows = gather_settings([Sampling(temperature=temperature, seed=seed) for seed in range(len(SETTINGS))])
+    tokens = np.asarray(jax.jit(draw)(jnp.asarray(logits), rows, jnp.zeros(len(SETTINGS), jnp.int32)))
+    assert tokens.tolist() == logits.argmax(axis=1).tolist()
+
+
 def test_zero_temperature_is_greedy_beside_rows_that_are_drawn(logits: np.ndarray) -> None:
     rows = [Sampling(temperature=0.0, seed=3) if n % 2 else SETTINGS[n] for n in range(len(SETTINGS))]
     tokens = np.asarray(draw(jnp.asarray(logits), gather_settings(rows), jnp.zeros(len(rows), jnp.int32)))
