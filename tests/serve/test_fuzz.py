@@ -29,8 +29,8 @@ from .toy import ToyEngine
 
 CHECKS = "not_a_server_error status_code_conformance content_type_conformance response_schema_conformance".split()
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-EXAMPLES = 100
-DAMAGED = 1000
+EXAMPLES = 60
+DAMAGED = 500
 MODELS = ("koala", "tools")
 
 Valid = Callable[[str, object], None]  # (name of a schema, what must be of it); raises if it is not
