@@ -31,5 +31,5 @@ for package in (data_prep, easylm_like, eval):
     place = pathlib.Path(package.__file__).resolve()
     assert place.is_relative_to(pathlib.Path(sys.argv[1]).resolve()), f"{package.__name__} comes from {place}"
 PYTHON
-# What is asked here is whether the wheel holds everything; the numbers of model and trainer are the checkout's.
-"$python" -m pytest -n 2 -m "not checkout and not slow" tests/test_*.py tests/{data,data_prep,eval} tests/convert/test_{card,main}.py tests/train/test_loop.py tests/serve/test_{chat,api}.py
+# What is asked here is whether the wheel holds everything; the numbers of data, model and trainer are the checkout's.
+"$python" -m pytest -n 2 -m "not checkout and not slow" tests/test_*.py tests/{data_prep,eval} tests/convert/test_{card,main}.py tests/train/test_loop.py tests/serve/test_{chat,api}.py
