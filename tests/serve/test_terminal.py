@@ -145,9 +145,12 @@ def test_control_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> N
     assert "[good]" not in terminal.until(r"\n> $")  # the second answer is not begun
     terminal.type("half a line")
     terminal.until("half a line$")
-    time.sleep(0.5)  # a signal between readline's prompt and its wait for keys is noticed at the next key only
     terminal.type(CONTROL_C)
-    terminal.until(r"\n> $")
+    try:
+        terminal.until(r"\n> $", seconds=5)
+    except AssertionError:  # seen once in twenty times: Python's readline takes note of a signal at the next key only
+        terminal.type(CONTROL_C)
+        terminal.until(r"\n> $")
     assert "3 4 5" in terminal.say("Hi")  # what came before it was stopped is part of the chat
     assert "half a line" not in terminal.say("/again")
 
